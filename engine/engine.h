@@ -1,0 +1,114 @@
+// Engine serves one model: it takes requests from any thread, batches their sequences step by step on its own
+// thread, and reports tokens through each request's sink. It knows nothing of gRPC, proto or Prometheus.
+// Thread rule: every method from any thread; sinks and the observer are called on the engine thread only.
+// Ownership: a sink is held until its OnDone or OnError has returned.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "engine/base/clock.h"
+#include "engine/engine_options.h"
+#include "engine/engine_observer.h"
+#include "engine/loader/checkpoint.h"
+#include "engine/request.h"
+
+namespace morphserve {
+
+// What the engine holds and does right now; a copy.
+struct EngineLoad {
+  uint64_t step = 0;
+  int32_t running = 0;
+  int32_t waiting = 0;
+  int64_t waiting_tokens = 0;
+  int32_t preempted = 0;
+  int64_t arena_bytes = 0;
+  int64_t pages_total = 0;
+  int64_t pages_running = 0;
+  int64_t pages_cached = 0;
+  int64_t pages_free = 0;
+  int64_t slots_running = 0;
+  double step_ms_p50 = 0;
+  double tokens_per_second = 0;
+  double oldest_wait_ms = 0;
+  double step_age_s = 0;  // Time since the last finished step while there is work; else 0.
+  bool paused = false;
+};
+
+// The arithmetic of memory, known from file headers alone.
+struct MemoryVerdict {
+  int64_t weight_bytes = 0;
+  int64_t workspace_bytes = 0;
+  int64_t arena_bytes = 0;
+  int64_t page_bytes = 0;
+  int64_t bytes_per_token = 0;
+  int64_t bytes_per_sequence = 0;  // At the context limit, under the active plan.
+  int64_t sequences_max = 0;       // That fit at the context limit.
+  int64_t pages_total = 0;
+  std::string text;  // One or two lines for people.
+};
+
+struct EngineInfo {
+  std::string model_name;
+  std::string architecture;
+  int64_t parameters = 0;
+  int32_t layers = 0;
+  int32_t vocab = 0;
+  int32_t context_tokens = 0;
+  std::string weight_dtype;
+  std::string kv_dtype;
+  std::string active_plan_id;
+  int32_t full_layers = 0;
+  int64_t kv_bytes_per_token = 0;
+  std::string device_name;   // "Intel Xeon ..., 2 threads, AVX3_DL + AMX int8".
+  MemoryVerdict memory;
+};
+
+class Engine {
+ public:
+  // Memory arithmetic from headers only. RESOURCE_EXHAUSTED when not one sequence of the context limit fits,
+  // with the sums.
+  static absl::StatusOr<MemoryVerdict> Plan(const Checkpoint& checkpoint,
+                                            const EngineOptions& options);
+
+  // Loads the weights (`progress` gets 0..1, may be null; checked for `cancel` between tensors), runs the
+  // self-test, starts the engine thread. `clock`, `observer` outlive the engine; observer may be null.
+  // The tokenizer moves from the checkpoint into the engine.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(Checkpoint checkpoint,
+                                                        const EngineOptions& options,
+                                                        const Clock* clock,
+                                                        EngineObserver* observer,
+                                                        std::function<void(double)> progress,
+                                                        const std::atomic<bool>* cancel);
+  virtual ~Engine() = default;  // Ends what runs with UNAVAILABLE.
+
+  // Null when the model has none.
+  virtual const Tokenizer* tokenizer() const = 0;
+  virtual const EngineInfo& info() const = 0;
+
+  // Takes the request, or refuses and never calls the sink: RESOURCE_EXHAUSTED (queue full),
+  // INVALID_ARGUMENT (never fits), NOT_FOUND (plan), ALREADY_EXISTS (id), DEADLINE_EXCEEDED (unreachable),
+  // UNAVAILABLE (draining). The payload kReasonUrl of a status carries its reason.
+  virtual absl::Status Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
+
+  // Ends a live request at the next step boundary; its sink gets `status`. False: no such request.
+  virtual bool Cancel(const std::string& request_id, absl::Status status) = 0;
+
+  // From now on Submit answers UNAVAILABLE; what waits and runs goes on.
+  virtual void StopAdmission() = 0;
+  virtual EngineLoad GetLoad() const = 0;
+};
+
+// Statuses made by the engine name their reason (section 3 of the error catalogue: QUEUE_FULL, ...) in a payload.
+inline constexpr char kReasonUrl[] = "morphserve.reason";
+absl::Status WithReason(absl::Status status, std::string_view reason);
+std::string ReasonOf(const absl::Status& status);  // Empty when there is none.
+
+}  // namespace morphserve

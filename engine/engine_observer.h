@@ -1,0 +1,48 @@
+// EngineObserver hears what the engine did, for metrics. Called on the engine thread; must not block.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "engine/request.h"
+
+namespace morphserve {
+
+enum class StepKind : uint8_t { kDecode, kPrefill, kMixed };
+
+struct StepReport {
+  StepKind kind = StepKind::kDecode;
+  double seconds = 0;
+  int32_t rows = 0;            // Token rows computed.
+  int32_t prompt_tokens = 0;   // Of them first-time prompt tokens.
+  int32_t output_tokens = 0;   // Tokens sampled.
+  int32_t plans = 1;           // Distinct plans in the step.
+  int32_t recomputed_tokens = 0;
+};
+
+struct RequestReport {
+  std::string_view plan_id;
+  int32_t prompt_tokens = 0;
+  int32_t completion_tokens = 0;
+  int32_t max_tokens = 0;
+  double queue_s = 0;
+  double prefill_s = 0;
+  double decode_s = 0;
+  double total_s = 0;
+  double tpot_s = -1;  // Negative: fewer than two tokens.
+  bool ok = false;     // Ended with OnDone.
+  std::string_view reason;  // eos, stop, length; or the status reason.
+};
+
+class EngineObserver {
+ public:
+  virtual ~EngineObserver() = default;
+  virtual void OnStep(const StepReport& report) = 0;
+  virtual void OnFirstToken(std::string_view plan_id, double ttft_s) = 0;
+  virtual void OnTokenGap(std::string_view plan_id, double gap_s) = 0;
+  virtual void OnPreemption() = 0;
+  virtual void OnNonFinite(std::string_view plan_id) = 0;
+  virtual void OnRequestEnd(const RequestReport& report) = 0;
+};
+
+}  // namespace morphserve

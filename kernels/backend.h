@@ -1,0 +1,28 @@
+// Backend is the table of a backend's operations. The engine picks one table at start-up; callers hold
+// no #ifdef and no virtual call per element.
+#pragma once
+
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/gemm.h"
+#include "kernels/qk_rope_append.h"
+#include "kernels/rmsnorm.h"
+
+namespace morphserve::kernels {
+
+struct Backend {
+  const char* name = "";
+  absl::Status (*matmul)(const MatmulArgs&, Stream) = nullptr;
+  absl::Status (*rms_norm)(const RmsNormArgs&, Stream) = nullptr;
+  absl::Status (*swiglu)(const SwiGluArgs&, Stream) = nullptr;
+  absl::Status (*qk_rope_append)(const QkRopeAppendArgs&, Stream) = nullptr;
+  absl::Status (*attention)(const AttentionArgs&, Stream) = nullptr;
+};
+
+// The CPU table. Never null.
+const Backend& CpuBackend();
+
+// What run-time dispatch chose on this machine, for the log: "AVX3_DL + AMX int8", "AVX2", ...
+const char* CpuDispatchDescription();
+
+}  // namespace morphserve::kernels

@@ -1,0 +1,99 @@
+// What         Matrix product of token rows with packed weights, several matrices over one input.
+// Math         y[t, n] (+)= bias[n] + sum_k x[t, k] * w[n, k].
+//              Quantised formats: x is quantised per token in groups of 32 to int8 with one scale
+//              (scale = max|x| / 127); a group's dot is an exact int32; group sums are added in
+//              ascending order, one f32 chain per output: y = fma(d_w * d_x, dot, y) and, for
+//              formats with a minimum, y = fma(m_w, sum_x, y). Float formats: one f32 FMA chain per
+//              output, k ascending. So the bits of a row do not depend on the number of rows, the
+//              number of threads or the instruction set.
+// Shapes       x [rows, k]; w [n, k]; bias? [n]; y [rows, n]. Strides in elements.
+// Dtypes       x, bias, y: f32. w: one of WeightFormat.
+// Aliasing     no y may overlap x.
+// Padding      rows == 0 does nothing. With a row list, entry r names the row of x and of y to use;
+//              -1 skips it and writes nothing.
+// Limits       k a multiple of 32 for quantised formats, any k >= 1 for floats; any n >= 1.
+// Launch       cpu: panels of 16 outputs, split statically over the pool.
+// Cost         bytes = PackedBytes of every part (read once) + x + y; flops = 2 * rows * n * k.
+// Determinism  bitwise repeatable; rows independent. Workspace: MatmulWorkspaceBytes.
+// Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/common/stream.h"
+#include "kernels/common/types.h"
+
+namespace morphserve::kernels {
+
+// How a weight matrix is held in memory. Each file type has one format it runs in.
+enum class WeightFormat : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kQ8,   // Q8_0: int8, one f16 scale per 32.
+  kQ4,   // Q4_0, Q4_1: 4 bits, f16 scale and minimum per 32.
+  kQ4K,  // Q4_K: 4 bits, two-level scale and minimum.
+  kQ5K,  // Q5_K: 5 bits, two-level scale and minimum.
+  kQ6K,  // Q6_K: 6 bits, scales per 16, two-level.
+};
+
+WeightFormat NativeFormat(DType type);
+const char* WeightFormatName(WeightFormat format);
+
+// A packed matrix: panels of 16 outputs (rows of w), padded with zeros to a multiple of 16, data
+// 64-byte aligned. Does not own its memory.
+struct PackedMatrix {
+  WeightFormat format = WeightFormat::kF32;
+  int32_t n = 0;  // Outputs.
+  int32_t k = 0;  // Inputs.
+  const std::byte* data = nullptr;
+};
+
+// Bytes a packed [n, k] matrix takes.
+int64_t PackedBytes(WeightFormat format, int32_t n, int32_t k);
+
+// Packs rows [row_begin, row_begin + row_count) of a file's row-major matrix (`source` holds just
+// these rows, in type `type`) into `destination`, which has room for PackedBytes. row_begin must
+// be a multiple of 16, and row_count too unless the rows are the last. `format` is
+// NativeFormat(type), or kBF16 or kF32, to which any type converts (dequantised, rounded once).
+// Columns past k and rows past n of the last panel are zeroed. Thread-safe for disjoint rows.
+absl::Status PackRows(DType type, const std::byte* source, int32_t row_begin, int32_t row_count,
+                      const PackedMatrix& shape, std::byte* destination);
+
+// Writes row `row` of the packed matrix as k floats: what the products above multiply with.
+// Embedding look-up of a tied head reads the packed head through this.
+void UnpackRow(const PackedMatrix& matrix, int32_t row, float* out);
+
+// Dequantises `count` elements (a multiple of BlockElements) of a file's type to f32.
+void Dequantize(DType type, const std::byte* source, int64_t count, float* out);
+
+struct MatmulPart {
+  const PackedMatrix* weights = nullptr;
+  const float* bias = nullptr;  // [n] or null.
+  float* y = nullptr;
+  int64_t y_stride = 0;
+  bool accumulate = false;  // y += product instead of y = product; the product is summed first.
+};
+
+struct MatmulArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  int32_t rows = 0;
+  const int32_t* row_list = nullptr;  // [rows] or null.
+  std::span<const MatmulPart> parts;  // All with the same k.
+  std::byte* workspace = nullptr;     // 64-byte aligned.
+  int64_t workspace_bytes = 0;
+};
+
+// Workspace for up to `rows` rows of `k` inputs, any format.
+int64_t MatmulWorkspaceBytes(int32_t rows, int32_t k);
+
+namespace cpu {
+absl::Status Matmul(const MatmulArgs& args, Stream stream);
+}
+
+}  // namespace morphserve::kernels
