@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# From a fresh clone to a streamed answer: installs packages, builds, gets the default model, starts
+# the server, asks it something, and keeps serving until Ctrl-C. A second run takes seconds.
+set -euo pipefail
+# shellcheck source=deploy/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+QUESTION="${MORPHSERVE_QUICKSTART_QUESTION:-What is the Moon, and why does it shine at night?}"
+BIN="${ROOT}/build/release/bin"
+RUN="${CACHE}/quickstart"
+server_pid=
+
+usage() {
+  cat <<'TEXT'
+usage: deploy/quickstart.sh [--exit]
+
+  --exit   stop the server after the demonstration; the exit code says whether all went well
+
+Ports 8001 to 8003 are used when they are free, others when they are not.
+TEXT
+}
+
+stop_server() {
+  local pid="${server_pid}"
+  [[ -n "${pid}" ]] || return 0
+  server_pid=
+  kill -TERM "${pid}" 2>/dev/null || true
+  wait "${pid}"
+}
+
+build() {
+  say "Building morphserve and morphctl (release, $(build_jobs) jobs; the first time takes minutes)"
+  # A stranger who serves needs no GoogleTest; tests/run.sh turns the rest on in the same folder.
+  configure release -DMORPHSERVE_TESTS=OFF -DMORPHSERVE_BENCH=OFF
+  cmake --build "${ROOT}/build/release" --target morphserve morphctl -j "$(build_jobs)"
+}
+
+# Prints the port when nothing listens there, else 0, which lets the system choose.
+port_or_any() {
+  if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then echo 0; else echo "$1"; fi
+}
+
+start_server() {
+  local ready="${RUN}/ready.json" inference http admin
+  inference="$(port_or_any 8001)" http="$(port_or_any 8002)" admin="$(port_or_any 8003)"
+  mkdir -p "${RUN}"
+  rm -f "${ready}"
+  say "Starting the server (its log: ${RUN#"${ROOT}/"}/server.log)"
+  # A process group of its own: Ctrl-C reaches this script only, which then stops the server.
+  set -m
+  "${BIN}/morphserve" --model "${MODEL}" --ready_file "${ready}" \
+    --set "listen.inference=127.0.0.1:${inference}" --set "listen.http=127.0.0.1:${http}" \
+    --set "listen.admin=127.0.0.1:${admin}" --set drain.withdraw_s=0 \
+    >"${RUN}/server.log" 2>&1 &
+  server_pid=$!
+  set +m
+  for ((tenths = 0; tenths < 1200; ++tenths)); do
+    if ! kill -0 "${server_pid}" 2>/dev/null; then
+      tail -n 20 "${RUN}/server.log" >&2
+      server_pid=
+      die "the server ended before it was ready; the end of its log is above"
+    fi
+    [[ -s "${ready}" ]] && break
+    sleep 0.1
+  done
+  [[ -s "${ready}" ]] || die "the server was not ready after 120 s"
+  read -r INFERENCE HTTP ADMIN < <(/usr/bin/python3 - "${ready}" <<'PYTHON'
+import json, sys
+
+bound = json.load(open(sys.argv[1]))
+print(*(f"127.0.0.1:{bound[name]}" for name in ("inference", "http", "admin")))
+PYTHON
+  )
+  note "ready: inference ${INFERENCE}, metrics http://${HTTP}/metrics, admin ${ADMIN}"
+}
+
+ask() {
+  say "${QUESTION}"
+  "${BIN}/morphctl" --addr "${INFERENCE}" chat --prompt "${QUESTION}" --temperature 0 \
+    --max-tokens 120
+}
+
+what_next() {
+  local ctl="${BIN#"${ROOT}/"}/morphctl --addr ${INFERENCE}"
+  say "It works. What to try next, in another terminal:"
+  cat <<TEXT
+    ${ctl} chat                       # talk to it
+    ${ctl} generate --prompt "Once upon a time"
+    ${ctl} bench                      # load and latency
+    curl http://${HTTP}/statusz
+    tests/run.sh                      # every test
+TEXT
+}
+
+exit_after=no
+for argument in "$@"; do
+  case "${argument}" in
+    --exit) exit_after=yes ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    *)
+      usage >&2
+      die "unknown argument ${argument}"
+      ;;
+  esac
+done
+
+"${ROOT}/deploy/install_packages.sh"
+trap 'stop_server || true' EXIT
+trap 'exit 130' INT TERM HUP
+build
+start_server
+ask
+what_next
+if [[ "${exit_after}" == yes ]]; then
+  say "Stopping the server"
+  stop_server || die "the server ended with code $?"
+  note "done"
+  exit 0
+fi
+trap 'echo; say "Stopping the server"; stop_server && exit 0 || exit 1' INT TERM
+say "Serving until Ctrl-C"
+code=0
+wait "${server_pid}" || code=$?
+server_pid=
+tail -n 20 "${RUN}/server.log" >&2
+die "the server ended with code ${code}; the end of its log is above"

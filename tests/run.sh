@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every test. The last line counts them; the exit code
+# is 0 only when nothing failed. Parts may be named to run only those.
+set -uo pipefail
+# shellcheck source=deploy/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../deploy/common.sh"
+
+REPORTS="${ROOT}/build/test-reports"
+export MORPHSERVE_TEST_MODEL="${MORPHSERVE_TEST_MODEL:-${MODEL}}"
+# One report is enough to fail; leaks count. A 2-core machine runs these beside a compiler.
+export ASAN_OPTIONS="detect_leaks=1:strict_string_checks=1:${ASAN_OPTIONS:-}"
+export UBSAN_OPTIONS="print_stacktrace=1:${UBSAN_OPTIONS:-}"
+export TSAN_OPTIONS="halt_on_error=1:second_deadlock_stack=1:${TSAN_OPTIONS:-}"
+
+usage() {
+  cat <<'TEXT'
+usage: tests/run.sh [release] [asan] [tsan] [python]
+
+  release  build all, unit tests
+  asan     the same unit tests and a part of the end-to-end tests under ASan and UBSan
+  tsan     engine, text, thread pool and stream logic under ThreadSanitizer
+  python   tidy, deploy and end-to-end tests (needs the release build)
+
+Without arguments: everything.
+TEXT
+}
+
+started="${SECONDS}"
+# section TITLE: a heading with the time since the start.
+section() { say "[$(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s] $*"; }
+
+# A step that is no test program itself: its failure is counted as one failed test of that name.
+failed_step() {
+  note "FAILED: $1"
+  printf '<testsuites><testsuite><testcase name="%s"><failure/></testcase></testsuite></testsuites>\n' \
+    "$1" >"${REPORTS}/step-${1//[^a-zA-Z0-9]/-}.xml"
+}
+
+# build PRESET TARGETS...
+build() {
+  local preset="$1" option
+  shift
+  section "Building preset ${preset} ($(build_jobs) jobs)"
+  # The release folder is shared with quickstart.sh, which turns these off there.
+  option=(-DMORPHSERVE_TESTS=ON)
+  [[ "${preset}" != release ]] || option+=(-DMORPHSERVE_BENCH=ON)
+  if ! (configure "${preset}" "${option[@]}") ||
+    ! cmake --build "${ROOT}/build/${preset}" -j "$(build_jobs)" --target "$@"; then
+    failed_step "build of preset ${preset}"
+    return 1
+  fi
+}
+
+# gtest PRESET PROGRAM [arguments...]: one program in one process. A crash writes no report, so a
+# missing report is a failure too.
+gtest() {
+  local preset="$1" program="$2" report="${REPORTS}/$1-$2.xml" code=0
+  shift 2
+  section "${program} (${preset})"
+  "${ROOT}/build/${preset}/bin/${program}" --gtest_brief=1 "--gtest_output=xml:${report}" "$@" ||
+    code=$?
+  if [[ ! -s "${report}" ]]; then
+    failed_step "${program} of preset ${preset} ended with code ${code}"
+  elif [[ "${code}" -ne 0 ]] && ! grep -q '<failure' "${report}"; then
+    failed_step "${program} of preset ${preset} ended with code ${code} after its tests"
+  fi
+}
+
+# py NAME [pytest arguments...]
+py() {
+  local name="$1" report="${REPORTS}/python-$1.xml" code=0
+  shift
+  section "${name} (pytest)"
+  (cd "${ROOT}" && "${VENV}/bin/python" -m pytest -q -c tests/pytest.ini -p no:cacheprovider \
+    --junitxml "${report}" "$@") || code=$?
+  # 1 = some failed, which the report says; 5 = none collected.
+  [[ "${code}" -le 1 ]] || failed_step "pytest ${name} ended with code ${code}"
+}
+
+run_release() {
+  build release all || return
+  section "Unit tests (release)"
+  local code=0
+  ctest --test-dir "${ROOT}/build/release" -j "$(nproc)" --output-on-failure --progress \
+    --output-junit "${REPORTS}/release.xml" --timeout 300 || code=$?
+  [[ -s "${REPORTS}/release.xml" ]] || failed_step "ctest ended with code ${code}"
+}
+
+run_asan() {
+  local folder
+  build asan all || return
+  for folder in kernels text loader engine server; do
+    gtest asan "${folder}_tests"
+  done
+  compgen -G "${ROOT}/tests/e2e/test_*.py" >/dev/null || return
+  MORPHSERVE_BIN_DIR="${ROOT}/build/asan/bin" py e2e-asan -m smoke tests/e2e
+}
+
+run_tsan() {
+  build tsan all || return
+  gtest tsan kernels_tests --gtest_filter='ThreadPool*'
+  gtest tsan text_tests
+  gtest tsan engine_tests
+}
+
+run_python() {
+  py tidy tests/tidy_test.py
+  py deploy tests/deploy
+  compgen -G "${ROOT}/tests/e2e/test_*.py" >/dev/null || return
+  MORPHSERVE_BIN_DIR="${ROOT}/build/release/bin" py e2e tests/e2e
+}
+
+parts=("$@")
+[[ ${#parts[@]} -gt 0 ]] || parts=(release asan tsan python)
+for part in "${parts[@]}"; do
+  case "${part}" in
+    release | asan | tsan | python) ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    *)
+      usage >&2
+      die "unknown part ${part}"
+      ;;
+  esac
+done
+
+rm -rf "${REPORTS}"
+mkdir -p "${REPORTS}"
+section "Packages, Python environment, model"
+"${ROOT}/deploy/install_packages.sh" --tests || die "the set-up failed; nothing was tested"
+for part in "${parts[@]}"; do
+  "run_${part}"
+done
+section "Result"
+"${VENV}/bin/python" "${ROOT}/tests/count_results.py" "${REPORTS}"
