@@ -32,8 +32,8 @@ section() { say "[$(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)
 # A step that is no test program itself: its failure is counted as one failed test of that name.
 failed_step() {
   note "FAILED: $1"
-  printf '<testsuites><testsuite><testcase name="%s"><failure/></testcase></testsuite></testsuites>\n' \
-    "$1" >"${REPORTS}/step-${1//[^a-zA-Z0-9]/-}.xml"
+  printf '<testsuite><testcase name="%s"><failure/></testcase></testsuite>\n' "$1" \
+    >"${REPORTS}/step-${1//[^a-zA-Z0-9]/-}.xml"
 }
 
 # build PRESET TARGETS...
