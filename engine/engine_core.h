@@ -1,0 +1,105 @@
+// EngineCore is the engine without its thread: live requests, scheduler, runner, and the step that joins them.
+// A step is a function of the queues, the clock and the seeds, so tests and the simulator drive this very code.
+// Thread rule: one thread. Sinks and the observer are called from within its methods.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "engine/base/clock.h"
+#include "engine/engine_observer.h"
+#include "engine/model/plan_registry.h"
+#include "engine/runner/model_runner.h"
+#include "engine/scheduler/scheduler.h"
+#include "engine/sequence.h"
+#include "engine/text/tokenizer.h"
+
+namespace morphserve {
+
+class EngineCore {
+ public:
+  // All pointers outlive this; tokenizer and observer may be null.
+  EngineCore(const SchedulerOptions& options, UnitPool* pages, ModelRunner* runner, StepCost* cost,
+             const PlanRegistry* plans, const Tokenizer* tokenizer, const Clock* clock,
+             EngineObserver* observer);
+  ~EngineCore();
+
+  // Takes a request that was already checked. Its plan is bound when it is first scheduled.
+  void Add(Request request, std::shared_ptr<TokenSink> sink);
+  // Ends a live request with `status`; false when there is none of that id.
+  bool Cancel(const std::string& id, const absl::Status& status);
+  void CancelAll(const absl::Status& status);
+
+  // One step: expire deadlines, schedule, run, commit. False when there was nothing to compute.
+  bool Step();
+
+  bool idle() const { return live_.empty(); }
+  const Scheduler& scheduler() const { return scheduler_; }
+  uint64_t steps() const { return steps_; }
+  int32_t output_tokens_of_last_step() const { return last_output_tokens_; }
+  double last_step_ms() const { return last_step_ms_; }
+  int32_t preempted_waiting() const;
+  // Earliest deadline among live requests.
+  absl::Time NextDeadline() const;
+
+  // Called with a request's id and prompt length when it leaves the waiting queue, and with its id when it has ended.
+  std::function<void(int32_t prompt_tokens)> on_left_queue;
+  std::function<void(const std::string& id)> on_ended;
+
+  absl::Status CheckIntegrity() const;
+
+ private:
+  // What the rows of a scheduled sequence ask of the sampler: logit rows [first, first + scored + sampled).
+  struct Scheduled {
+    Sequence* sequence = nullptr;
+    int32_t rows = 0;
+    size_t first_logit = 0;
+    int32_t scored = 0;   // Prompt tokens scored.
+    int32_t sampled = 0;  // Choices sampled: 1, or n when the prompt ends.
+  };
+
+  void ExpireDeadlines(absl::Time now);
+  void BindPlans();
+  void BuildBatch(const std::vector<ScheduledRows>& rows);
+  void AddLogitRows(Scheduled* scheduled, int32_t row_begin);
+  void MarkScheduled(LiveRequest* request, absl::Time now);
+  void Commit(double step_ms);
+  void CommitSequence(const Scheduled& scheduled, absl::Time now);
+  // False when the request is gone.
+  bool ForkChoices(LiveRequest* request, const Sequence& leader, size_t first_logit,
+                   absl::Time now);
+  // Appends a sampled token; ends the choice when it is the last. False when the request is gone.
+  bool TakeToken(Sequence* sequence, const kernels::SampleResult& result, absl::Time now);
+  void FinishChoice(Sequence* sequence, absl::Time now);
+  void Fail(LiveRequest* request, const absl::Status& status);
+  void FailBatch(const absl::Status& status);
+  void Report(const LiveRequest& request, bool ok, std::string_view reason, absl::Time now) const;
+  void Erase(LiveRequest* request);
+
+  ModelRunner* const runner_;
+  StepCost* const cost_;
+  const PlanRegistry* const plans_;
+  const Tokenizer* const tokenizer_;
+  const Clock* const clock_;
+  EngineObserver* const observer_;
+  Scheduler scheduler_;
+
+  absl::flat_hash_map<std::string, std::unique_ptr<LiveRequest>> live_;
+  uint64_t arrivals_ = 0;
+  uint64_t steps_ = 0;
+  double last_step_ms_ = 0;
+  int32_t last_output_tokens_ = 0;
+
+  // Scratch of one step.
+  StepBatch batch_;
+  std::vector<Scheduled> scheduled_;
+  std::vector<kernels::SampleResult> results_;
+  StepReport report_;
+};
+
+}  // namespace morphserve

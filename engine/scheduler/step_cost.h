@@ -1,0 +1,34 @@
+// StepCost predicts how long a step takes from steps already measured, to size prefill chunks and to refuse
+// deadlines that cannot be met. Thread rule: Observe and Budget on the engine thread; the best_* figures from
+// any thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace morphserve {
+
+class StepCost {
+ public:
+  // Takes a finished step: its rows by kind and its duration.
+  void Observe(int32_t decode_rows, int32_t prefill_rows, double ms);
+
+  // Prefill rows that fit beside `decode_rows` into `target_ms`; 0 only when decode alone fills it.
+  int32_t PrefillRowsWithin(int32_t decode_rows, double target_ms) const;
+
+  // The least time ever seen for one prefill row and for one decode step of one sequence: what even an idle
+  // server cannot beat. 0 until measured.
+  double best_prefill_row_ms() const { return best_prefill_row_ms_.load(std::memory_order_relaxed); }
+  double best_decode_ms() const { return best_decode_ms_.load(std::memory_order_relaxed); }
+
+ private:
+  double DecodeMs(int32_t rows) const;
+
+  double decode_base_ms_ = 0;  // A decode step of one row; moving mean.
+  double decode_row_ms_ = 0;   // Each further row.
+  double prefill_row_ms_ = 0;
+  std::atomic<double> best_prefill_row_ms_{0};
+  std::atomic<double> best_decode_ms_{0};
+};
+
+}  // namespace morphserve
