@@ -74,7 +74,7 @@ class ServerMetrics final : public EngineObserver {
 
   PlanSeries& Plan(std::string_view plan_id);
   RpcSeries& Rpc(std::string_view service, std::string_view method);
-  void RefreshGauges();
+  void RefreshGauges() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::unique_ptr<Families> families_;
   std::vector<std::unique_ptr<RpcSeries>> rpcs_;  // Constant after construction; the last is "other".

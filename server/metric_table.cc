@@ -1,0 +1,68 @@
+#include "server/metric_table.h"
+
+namespace morphserve {
+namespace {
+
+constexpr MetricType kC = MetricType::kCounter;
+constexpr MetricType kG = MetricType::kGauge;
+constexpr MetricType kH = MetricType::kHistogram;
+
+constexpr MetricRow kTable[] = {
+    {"morphserve_num_requests_running", kG, "Sequences in the batch"},
+    {"morphserve_num_requests_waiting", kG, "Requests that wait, preempted ones included"},
+    {"morphserve_waiting_tokens", kG, "Prompt tokens of the waiting requests"},
+    {"morphserve_kv_cache_usage_perc", kG, "Share of the arena pinned by running sequences, 0 to 1"},
+    {"morphserve_cache_config_info", kG, "Fixed at 1; labels tell the page size and page count"},
+    {"morphserve_arena_bytes", kG, "Bytes of the arena by class and use"},
+    {"morphserve_prompt_tokens_total", kC, "Prompt tokens computed"},
+    {"morphserve_generation_tokens_total", kC, "Tokens produced"},
+    {"morphserve_recomputed_tokens_total", kC, "Tokens computed again, by cause"},
+    {"morphserve_request_success_total", kC, "Requests that ended with Done, per finish reason"},
+    {"morphserve_admission_rejections_total", kC, "Requests refused at admission, by reason"},
+    {"morphserve_deadline_refusals_total", kC, "Requests refused because of their deadline"},
+    {"morphserve_deadline_missed_total", kC, "Requests whose deadline passed, by phase"},
+    {"morphserve_num_preemptions_total", kC, "Sequences that lost their pages to others"},
+    {"morphserve_corrupted_requests_total", kC, "Requests ended by a value that is not finite"},
+    {"morphserve_time_to_first_token_seconds", kH, "Acceptance to the first token"},
+    {"morphserve_inter_token_latency_seconds", kH, "Gap between tokens of a sequence"},
+    {"morphserve_request_time_per_output_token_seconds", kH, "Mean gap of a request"},
+    {"morphserve_e2e_request_latency_seconds", kH, "Acceptance to the end of a request"},
+    {"morphserve_request_queue_time_seconds", kH, "Acceptance to the first scheduled chunk"},
+    {"morphserve_request_prefill_time_seconds", kH, "First scheduled chunk to the first token"},
+    {"morphserve_request_decode_time_seconds", kH, "First token to the last"},
+    {"morphserve_request_prompt_tokens", kH, "Prompt tokens of a request"},
+    {"morphserve_request_generation_tokens", kH, "Tokens a request produced"},
+    {"morphserve_request_params_max_tokens", kH, "Tokens a request allowed"},
+    {"morphserve_iteration_tokens", kH, "Token rows of a step"},
+    {"morphserve_step_duration_seconds", kH, "Time of a step, by kind"},
+    {"morphserve_engine_step_age_seconds", kG, "Age of the last step while there is work, else 0"},
+    {"morphserve_tokens_per_second", kG, "Tokens produced a second, recent mean"},
+    {"morphserve_grpc_server_started_total", kC, "Calls begun"},
+    {"morphserve_grpc_server_handled_total", kC, "Calls ended, by status code"},
+    {"morphserve_grpc_server_handling_seconds", kH, "Time of a call"},
+    {"morphserve_stream_write_stalls_total", kC, "Streams ended because nobody read them"},
+    {"morphserve_stream_outbox_bytes", kG, "Bytes waiting to be written, all streams"},
+    {"morphserve_auth_failures_total", kC, "Calls refused for their credential, by cause"},
+    {"morphserve_build_info", kG, "Fixed at 1; labels tell version and commit"},
+    {"morphserve_startup_seconds", kG, "Duration of the phases of the start"},
+    {"process_cpu_seconds_total", kC, "User and system time of the process"},
+    {"process_resident_memory_bytes", kG, "Resident memory"},
+    {"process_virtual_memory_bytes", kG, "Virtual memory"},
+    {"process_start_time_seconds", kG, "Start of the process, seconds since 1970"},
+    {"process_threads", kG, "Threads of the process"},
+    {"process_open_fds", kG, "Open file descriptors"},
+    {"process_max_fds", kG, "Limit of open file descriptors"},
+};
+
+}  // namespace
+
+std::span<const MetricRow> MetricTable() { return kTable; }
+
+const MetricRow* FindMetric(std::string_view name) {
+  for (const MetricRow& row : kTable) {
+    if (row.name == name) return &row;
+  }
+  return nullptr;
+}
+
+}  // namespace morphserve

@@ -1,0 +1,50 @@
+// TrackedEngine is the engine as the services see it: the same interface, plus the list of live requests
+// that Abort and drain need. It stands in front of the loaded engine and forwards to it.
+// Thread rule: every method from any thread. Ownership: owns the inner engine.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/base/mutex.h"
+#include "engine/engine.h"
+
+namespace morphserve {
+
+class TrackedEngine final : public Engine {
+ public:
+  explicit TrackedEngine(std::unique_ptr<Engine> inner);
+  ~TrackedEngine() override;
+
+  const Tokenizer* tokenizer() const override { return inner_->tokenizer(); }
+  const EngineInfo& info() const override { return inner_->info(); }
+  // ALREADY_EXISTS when a live request has the id; otherwise as the inner engine.
+  absl::Status Submit(Request request, std::shared_ptr<TokenSink> sink) override;
+  bool Cancel(const std::string& request_id, absl::Status status) override {
+    return inner_->Cancel(request_id, std::move(status));
+  }
+  void StopAdmission() override { inner_->StopAdmission(); }
+  EngineLoad GetLoad() const override { return inner_->GetLoad(); }
+
+  struct Live {
+    std::string id;
+    std::string tenant;
+    std::string plan_id;  // Once started; empty before.
+  };
+  std::vector<Live> LiveRequests() const;
+  size_t live_count() const;
+
+  // Cancels every live request with `status`; how many there were.
+  size_t EndAll(const absl::Status& status);
+
+ private:
+  struct Registry;
+  class Sink;
+
+  const std::shared_ptr<Registry> registry_;  // Shared with sinks, which may outlive the engine.
+  const std::unique_ptr<Engine> inner_;
+};
+
+}  // namespace morphserve
