@@ -1,4 +1,4 @@
-// StallWatch looks at every live stream now and then, so that a client that stopped reading is
+// StreamWatchdog looks at every live stream now and then, so that a client that stopped reading is
 // ended although no event and no write comes any more. It also sums up what waits to be written.
 // Thread rule: Add from any thread; one thread of its own calls the outboxes. Ownership: outboxes
 // are held weakly.
@@ -16,14 +16,15 @@
 
 namespace morphserve {
 
-class StallWatch {
+class StreamWatchdog {
  public:
   // `on_pending` (may be empty) gets the change of the pending bytes of all outboxes since the last
   // look. `clock` outlives this.
-  StallWatch(absl::Duration interval, const Clock* clock, std::function<void(int64_t)> on_pending);
-  ~StallWatch();  // Ends the thread.
-  StallWatch(const StallWatch&) = delete;
-  StallWatch& operator=(const StallWatch&) = delete;
+  StreamWatchdog(absl::Duration interval, const Clock* clock,
+                 std::function<void(int64_t)> on_pending);
+  ~StreamWatchdog();  // Ends the thread.
+  StreamWatchdog(const StreamWatchdog&) = delete;
+  StreamWatchdog& operator=(const StreamWatchdog&) = delete;
 
   void Add(std::weak_ptr<Outbox> outbox);
 

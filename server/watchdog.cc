@@ -1,16 +1,16 @@
-#include "server/stall_watch.h"
+#include "server/watchdog.h"
 
 #include <utility>
 
 namespace morphserve {
 
-StallWatch::StallWatch(absl::Duration interval, const Clock* clock,
-                       std::function<void(int64_t)> on_pending)
+StreamWatchdog::StreamWatchdog(absl::Duration interval, const Clock* clock,
+                               std::function<void(int64_t)> on_pending)
     : interval_(interval), clock_(clock), on_pending_(std::move(on_pending)) {
   thread_ = std::thread([this] { Work(); });
 }
 
-StallWatch::~StallWatch() {
+StreamWatchdog::~StreamWatchdog() {
   {
     MutexLock lock(&mutex_);
     stopped_ = true;
@@ -19,12 +19,12 @@ StallWatch::~StallWatch() {
   thread_.join();
 }
 
-void StallWatch::Add(std::weak_ptr<Outbox> outbox) {
+void StreamWatchdog::Add(std::weak_ptr<Outbox> outbox) {
   MutexLock lock(&mutex_);
   outboxes_.push_back(std::move(outbox));
 }
 
-void StallWatch::Look() {
+void StreamWatchdog::Look() {
   MutexLock look(&look_mutex_);
   std::vector<std::shared_ptr<Outbox>> live;
   {
@@ -48,7 +48,7 @@ void StallWatch::Look() {
   pending_ = pending;
 }
 
-void StallWatch::Work() {
+void StreamWatchdog::Work() {
   while (true) {
     {
       MutexLock lock(&mutex_);
