@@ -29,6 +29,7 @@ BUILD_PACKAGES=(
   libabsl-dev
   libc-ares-dev
   libcivetweb-dev
+  libcli11-dev
   libgrpc++-dev
   libhwy-dev
   libonig-dev

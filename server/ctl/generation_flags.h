@@ -1,0 +1,32 @@
+// The flags that shape a generation, shared by chat, generate and bench. A flag that was not given leaves its
+// field absent, so that the server's defaults hold.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "morphserve/v1/inference.pb.h"
+
+namespace CLI {
+class App;
+}
+
+namespace morphserve::ctl {
+
+struct GenerationFlags {
+  std::optional<float> temperature, top_p, min_p;
+  std::optional<float> presence_penalty, frequency_penalty, repetition_penalty;
+  std::optional<uint32_t> top_k, n, max_tokens, min_tokens, logprobs;
+  std::optional<uint64_t> seed;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  std::optional<int32_t> priority;
+  std::string plan;
+
+  void Register(CLI::App* command);
+  void Fill(v1::GenerationOptions* options) const;
+};
+
+}  // namespace morphserve::ctl

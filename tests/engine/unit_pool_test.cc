@@ -1,0 +1,97 @@
+// Catches: pages handed out twice, lost pages, super-blocks that do not come home, partial allocations.
+#include "engine/cache/unit_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+
+namespace morphserve {
+namespace {
+
+constexpr int64_t kUnit = 1024;
+
+TEST(SuperBlockBytes, WastesUnderSixPercent) {
+  for (const int64_t unit : {int64_t{256}, int64_t{49152}, int64_t{98304}, int64_t{700 << 10},
+                             int64_t{3} << 20, int64_t{5} << 20}) {
+    const int64_t block = SuperBlockBytes(unit);
+    EXPECT_EQ(block % (int64_t{2} << 20), 0);
+    EXPECT_LT(static_cast<double>(block % unit) / static_cast<double>(block), 0.06) << unit;
+  }
+}
+
+TEST(Arena, RefusesLessThanOneSuperBlock) {
+  EXPECT_EQ(Arena::Create(4095, 4096).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(UnitPool, TakesAllOrNothing) {
+  auto arena = *Arena::Create(4 * kUnit, 2 * kUnit);
+  UnitPool pool(arena.get(), kUnit);
+  EXPECT_EQ(pool.capacity(), 4);
+  std::vector<UnitAddress> five(5);
+  EXPECT_FALSE(pool.Allocate(five));
+  EXPECT_EQ(pool.in_use(), 0);
+  std::vector<UnitAddress> four(4);
+  EXPECT_TRUE(pool.Allocate(four));
+  EXPECT_EQ(pool.available(), 0);
+  EXPECT_EQ((std::set<UnitAddress>(four.begin(), four.end()).size()), 4u);
+  for (const UnitAddress unit : four) pool.Release(unit);
+  EXPECT_EQ(arena->free_count(), 2);
+}
+
+TEST(UnitPool, ASharedUnitIsFreeOnlyAfterItsLastReference) {
+  auto arena = *Arena::Create(2 * kUnit, 2 * kUnit);
+  UnitPool pool(arena.get(), kUnit);
+  std::vector<UnitAddress> one(1);
+  ASSERT_TRUE(pool.Allocate(one));
+  pool.Share(one[0]);
+  pool.Release(one[0]);
+  EXPECT_EQ(pool.in_use(), 1);
+  pool.Release(one[0]);
+  EXPECT_EQ(pool.in_use(), 0);
+}
+
+TEST(UnitPool, PrefersTheFullestSuperBlock) {
+  auto arena = *Arena::Create(8 * kUnit, 4 * kUnit);
+  UnitPool pool(arena.get(), kUnit);
+  std::vector<UnitAddress> units(8);
+  ASSERT_TRUE(pool.Allocate(units));
+  // Free three of one block and one of the other: the next must come from the fuller.
+  pool.Release(units[0]);
+  pool.Release(units[1]);
+  pool.Release(units[2]);
+  pool.Release(units[7]);
+  std::vector<UnitAddress> next(1);
+  ASSERT_TRUE(pool.Allocate(next));
+  EXPECT_EQ(next[0], units[7]);
+  pool.Release(next[0]);
+  for (const size_t i : {3u, 4u, 5u, 6u}) pool.Release(units[i]);
+}
+
+TEST(UnitPool, KeepsItsBooksUnderRandomUse) {
+  std::mt19937 random(7);
+  auto arena = *Arena::Create(64 * kUnit, 8 * kUnit);
+  UnitPool pool(arena.get(), kUnit);
+  std::vector<UnitAddress> held;
+  for (int32_t round = 0; round < 3000; ++round) {
+    if (random() % 2 == 0) {
+      std::vector<UnitAddress> more(random() % 9);
+      const bool fits = static_cast<int64_t>(more.size()) <= pool.available();
+      ASSERT_EQ(pool.Allocate(more), fits);
+      if (fits) held.insert(held.end(), more.begin(), more.end());
+    } else if (!held.empty()) {
+      const size_t i = random() % held.size();
+      pool.Release(held[i]);
+      held[i] = held.back();
+      held.pop_back();
+    }
+    ASSERT_EQ(pool.CheckIntegrity(), absl::OkStatus());
+    ASSERT_EQ(pool.in_use(), static_cast<int64_t>(held.size()));
+    ASSERT_EQ((std::set<UnitAddress>(held.begin(), held.end()).size()), held.size());
+  }
+  for (const UnitAddress unit : held) pool.Release(unit);
+  EXPECT_EQ(arena->free_count(), arena->total());
+}
+
+}  // namespace
+}  // namespace morphserve
