@@ -77,7 +77,7 @@ PYTHON
 ask() {
   say "${QUESTION}"
   "${BIN}/morphctl" --addr "${INFERENCE}" chat --prompt "${QUESTION}" --temperature 0 \
-    --max-tokens 120
+    --max-tokens 120 --stats
 }
 
 what_next() {

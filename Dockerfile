@@ -1,0 +1,38 @@
+# Stages: deps -> build -> test -> runtime. The package lists are those of install_packages.sh, so
+# what CI, a developer and this image build with cannot drift apart. No model is inside.
+#   docker build -t morphserve:0.1.0 .              the server
+#   docker build --target test -t morphserve-test . builds and runs every test
+FROM debian:12-slim AS deps
+WORKDIR /src
+COPY deploy/common.sh deploy/install_packages.sh deploy/requirements*.txt deploy/
+RUN deploy/install_packages.sh --no-model && rm -rf /var/lib/apt/lists/*
+
+FROM deps AS build
+COPY CMakeLists.txt CMakePresets.json ./
+COPY kernels kernels
+COPY engine engine
+COPY proto proto
+COPY server server
+RUN cmake --preset release -DMORPHSERVE_TESTS=OFF -DMORPHSERVE_BENCH=OFF \
+ && cmake --build build/release --target morphserve morphctl \
+ && strip build/release/bin/morphserve build/release/bin/morphctl
+
+FROM build AS test
+COPY . .
+RUN tests/run.sh
+
+FROM debian:12-slim AS runtime
+LABEL org.opencontainers.image.title="morphserve" \
+      org.opencontainers.image.description="gRPC inference server for hybrid-attention language models" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="0.1.0"
+RUN --mount=type=bind,source=deploy,target=/deploy \
+    /deploy/install_packages.sh --runtime && rm -rf /var/lib/apt/lists/*
+COPY --from=build /src/build/release/bin/morphserve /src/build/release/bin/morphctl /usr/local/bin/
+USER 65532:65532
+EXPOSE 8001 8002 8003
+# A container that is loading is not ill: three minutes before a failed probe counts.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
+  CMD ["/usr/local/bin/morphserve", "--probe=127.0.0.1:8001,readiness"]
+ENTRYPOINT ["/usr/local/bin/morphserve"]
+CMD ["--config", "/etc/morphserve/config.yaml"]
