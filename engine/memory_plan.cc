@@ -44,7 +44,8 @@ int32_t ResolveThreads(const EngineOptions& options, const Machine& machine) {
 
 ModelLimits MakeModelLimits(const EngineOptions& options, int32_t context) {
   return {.rows = std::max(options.step_tokens_max,
-                           options.sequences_max + options.chunk_tokens_min),
+                           options.sequences_max +
+                               std::max(options.chunk_tokens_min, kPageTokens)),
           .sequences = options.sequences_max,
           .context = context,
           .logit_rows = std::min(std::max(options.sequences_max, 1), kLogitRows)};

@@ -190,8 +190,9 @@ std::vector<ScheduledRows> Scheduler::Schedule(absl::Time now, std::vector<Seque
     ++used;
   }
   const int32_t wanted = cost_->PrefillRowsWithin(used, options_.step_ms_target);
-  int32_t budget = std::clamp(wanted, options_.chunk_tokens_min,
-                              std::max(options_.step_tokens_max - used, options_.chunk_tokens_min));
+  // Less than one stretch of the grid could make no progress at all.
+  const int32_t least = std::max(options_.chunk_tokens_min, kPageTokens);
+  int32_t budget = std::clamp(wanted, least, std::max(options_.step_tokens_max - used, least));
   for (Sequence* sequence : running_) {
     if (sequence->decoding() || budget <= 0) continue;
     const int32_t count = ChunkEnd(*sequence, budget) - sequence->computed;
