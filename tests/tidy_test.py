@@ -163,7 +163,8 @@ def include_direction(file):
 
 
 def file_length(file):
-    if len(file.lines) > FILE_LINES_MAX and file.path != "LICENSE":
+    exempt = file.path.startswith("deploy/grafana/")  # Exported by a tool, not read by people.
+    if len(file.lines) > FILE_LINES_MAX and not exempt:
         yield file.finding(len(file.lines), "file length",
                            f"{len(file.lines)} lines; split it below {FILE_LINES_MAX}")
 
