@@ -101,6 +101,7 @@ run_tsan() {
   gtest tsan kernels_tests --gtest_filter='ThreadPool*'
   gtest tsan text_tests
   gtest tsan engine_tests
+  gtest tsan stream_tests
 }
 
 run_python() {
