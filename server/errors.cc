@@ -4,6 +4,7 @@
 #include <google/rpc/status.pb.h>
 #include <grpcpp/server_context.h>
 
+#include <algorithm>
 #include <array>
 #include <random>
 #include <utility>
@@ -104,8 +105,9 @@ std::string ReasonOrDefault(const absl::Status& status) {
 
 }  // namespace
 
-absl::Status FieldsInvalid(const std::vector<FieldFault>& faults) {
+absl::Status FieldsInvalid(const std::vector<FieldFault>& faults, size_t count) {
   MS_CHECK(!faults.empty());
+  const size_t others = std::max(count, faults.size()) - 1;
   std::string message =
       absl::StrFormat("%s %s", Clean(faults[0].field, 128), Clean(faults[0].problem, 256));
   google::rpc::BadRequest details;
@@ -123,7 +125,9 @@ absl::Status FieldsInvalid(const std::vector<FieldFault>& faults) {
     violation->set_field(field);
     violation->set_description(problem);
   }
-  if (faults.size() > 1) message += absl::StrFormat("; and %d more faults", faults.size() - 1);
+  if (others > 0) {
+    message += absl::StrFormat("; and %d more fault%s", others, others > 1 ? "s" : "");
+  }
   absl::Status status = WithReason(absl::InvalidArgumentError(message), reason::kFieldInvalid);
   status.SetPayload(kFaultsUrl, absl::Cord(details.SerializeAsString()));
   return status;

@@ -64,8 +64,9 @@ struct FieldFault {
 };
 
 // INVALID_ARGUMENT, FIELD_INVALID. The message names the first fault and counts the others; the
-// details have as many as fit. CHECKs that there is one.
-absl::Status FieldsInvalid(const std::vector<FieldFault>& faults);
+// details have as many as fit. `count` is how many there are, when `faults` holds only the first of
+// them. CHECKs that there is one.
+absl::Status FieldsInvalid(const std::vector<FieldFault>& faults, size_t count = 0);
 absl::Status FieldInvalid(std::string field, std::string problem);
 
 // UNIMPLEMENTED, FEATURE_UNAVAILABLE: `field` (or method) is not in this release.
