@@ -153,11 +153,10 @@ absl::Status EngineImpl::CheckRequest(const Request& request) const {
   const auto prompt = static_cast<int64_t>(request.prompt.size());
   const int64_t total = prompt + request.stopping.max_tokens;
   if (request.stopping.max_tokens < 1 || total > info.context_tokens) {
-    return WithReason(
-        absl::InvalidArgumentError(absl::StrFormat(
-            "prompt has %d tokens and max_tokens is %d; limit of their sum is %d", prompt,
-            request.stopping.max_tokens, info.context_tokens)),
-        reason::kContextTooLong);
+    return WithReason(absl::InvalidArgumentError(absl::StrFormat(
+                          "prompt has %d tokens and max_tokens is %d; limit of their sum is %d",
+                          prompt, request.stopping.max_tokens, info.context_tokens)),
+                      reason::kContextTooLong);
   }
   if (request.sampling.n < 1 || request.sampling.n > parts_.options.sequences_max) {
     return WithReason(
@@ -173,10 +172,10 @@ absl::Status EngineImpl::CheckRequest(const Request& request) const {
   }
   const int64_t pages = Scheduler::PagesFor(*plan, static_cast<int32_t>(total));
   if (pages > parts_.info.memory.pages_total) {
-    return WithReason(absl::InvalidArgumentError(
-                          absl::StrFormat("needs %d pages; arena holds %d pages", pages,
-                                          parts_.info.memory.pages_total)),
-                      reason::kNeverFits);
+    return WithReason(
+        absl::InvalidArgumentError(absl::StrFormat("needs %d pages; arena holds %d pages", pages,
+                                                   parts_.info.memory.pages_total)),
+        reason::kNeverFits);
   }
   return CheckDeadline(request);
 }
@@ -196,8 +195,8 @@ absl::Status EngineImpl::CheckDeadline(const Request& request) const {
     return WithReason(absl::DeadlineExceededError("deadline passed before admission"),
                       reason::kDeadlinePassed);
   }
-  return WithReason(absl::DeadlineExceededError(absl::StrFormat("needs %.0f ms; %.0f ms left",
-                                                                needed_ms, left_ms)),
+  return WithReason(absl::DeadlineExceededError(
+                        absl::StrFormat("needs %.0f ms; %.0f ms left", needed_ms, left_ms)),
                     reason::kDeadlineUnreachable);
 }
 
@@ -211,10 +210,10 @@ absl::Status EngineImpl::Submit(Request request, std::shared_ptr<TokenSink> sink
       return WithReason(absl::UnavailableError("the server is draining"), reason::kDraining);
     }
     if (waiting_requests_ >= options.queue_requests_max) {
-      return WithReason(absl::ResourceExhaustedError(absl::StrFormat(
-                            "%d requests wait; limit is %d", waiting_requests_,
-                            options.queue_requests_max)),
-                        reason::kQueueFull);
+      return WithReason(
+          absl::ResourceExhaustedError(absl::StrFormat(
+              "%d requests wait; limit is %d", waiting_requests_, options.queue_requests_max)),
+          reason::kQueueFull);
     }
     if (waiting_tokens_ + prompt > options.queue_tokens_max) {
       return WithReason(absl::ResourceExhaustedError(absl::StrFormat(
@@ -357,8 +356,7 @@ absl::StatusOr<MemoryVerdict> Engine::Plan(const Checkpoint& checkpoint,
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
                                                        const EngineOptions& options,
-                                                       const Clock* clock,
-                                                       EngineObserver* observer,
+                                                       const Clock* clock, EngineObserver* observer,
                                                        std::function<void(double)> progress,
                                                        const std::atomic<bool>* cancel) {
   const Machine machine = ReadMachine();
@@ -387,8 +385,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
   info.kv_bytes_per_token = info.memory.bytes_per_token;
   info.device_name = absl::StrFormat("%s, %d threads, %s", machine.cpu_name, threads,
                                      kernels::CpuDispatchDescription());
-  auto plan = std::make_shared<const LayerPlan>(
-      LayerPlan::AllFull(config.layers, weights->base_id));
+  auto plan =
+      std::make_shared<const LayerPlan>(LayerPlan::AllFull(config.layers, weights->base_id));
   info.active_plan_id = plan->id();
   info.full_layers = plan->full_layers();
   parts.plans = std::make_unique<PlanRegistry>(plan);

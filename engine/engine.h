@@ -1,7 +1,7 @@
-// Engine serves one model: it takes requests from any thread, batches their sequences step by step on its own
-// thread, and reports tokens through each request's sink. It knows nothing of gRPC, proto or Prometheus.
-// Thread rule: every method from any thread; sinks and the observer are called on the engine thread only.
-// Ownership: a sink is held until its OnDone or OnError has returned.
+// Engine serves one model: it takes requests from any thread, batches their sequences step by step
+// on its own thread, and reports tokens through each request's sink. It knows nothing of gRPC,
+// proto or Prometheus. Thread rule: every method from any thread; sinks and the observer are called
+// on the engine thread only. Ownership: a sink is held until its OnDone or OnError has returned.
 #pragma once
 
 #include <atomic>
@@ -15,8 +15,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/base/clock.h"
-#include "engine/engine_options.h"
 #include "engine/engine_observer.h"
+#include "engine/engine_options.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/request.h"
 
@@ -67,20 +67,20 @@ struct EngineInfo {
   std::string active_plan_id;
   int32_t full_layers = 0;
   int64_t kv_bytes_per_token = 0;
-  std::string device_name;   // "Intel Xeon ..., 2 threads, AVX3_DL + AMX int8".
+  std::string device_name;  // "Intel Xeon ..., 2 threads, AVX3_DL + AMX int8".
   MemoryVerdict memory;
 };
 
 class Engine {
  public:
-  // Memory arithmetic from headers only. RESOURCE_EXHAUSTED when not one sequence of the context limit fits,
-  // with the sums.
+  // Memory arithmetic from headers only. RESOURCE_EXHAUSTED when not one sequence of the context
+  // limit fits, with the sums.
   static absl::StatusOr<MemoryVerdict> Plan(const Checkpoint& checkpoint,
                                             const EngineOptions& options);
 
-  // Loads the weights (`progress` gets 0..1, may be null; checked for `cancel` between tensors), runs the
-  // self-test, starts the engine thread. `clock`, `observer` outlive the engine; observer may be null.
-  // The tokenizer moves from the checkpoint into the engine.
+  // Loads the weights (`progress` gets 0..1, may be null; checked for `cancel` between tensors),
+  // runs the self-test, starts the engine thread. `clock`, `observer` outlive the engine; observer
+  // may be null. The tokenizer moves from the checkpoint into the engine.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(Checkpoint checkpoint,
                                                         const EngineOptions& options,
                                                         const Clock* clock,
@@ -94,8 +94,8 @@ class Engine {
   virtual const EngineInfo& info() const = 0;
 
   // Takes the request, or refuses and never calls the sink: RESOURCE_EXHAUSTED (queue full),
-  // INVALID_ARGUMENT (never fits), NOT_FOUND (plan), ALREADY_EXISTS (id), DEADLINE_EXCEEDED (unreachable),
-  // UNAVAILABLE (draining). The payload kReasonUrl of a status carries its reason.
+  // INVALID_ARGUMENT (never fits), NOT_FOUND (plan), ALREADY_EXISTS (id), DEADLINE_EXCEEDED
+  // (unreachable), UNAVAILABLE (draining). The payload kReasonUrl of a status carries its reason.
   virtual absl::Status Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
 
   // Ends a live request at the next step boundary; its sink gets `status`. False: no such request.
@@ -106,7 +106,8 @@ class Engine {
   virtual EngineLoad GetLoad() const = 0;
 };
 
-// Statuses made by the engine name their reason (section 3 of the error catalogue: QUEUE_FULL, ...) in a payload.
+// Statuses made by the engine name their reason (section 3 of the error catalogue: QUEUE_FULL, ...)
+// in a payload.
 inline constexpr char kReasonUrl[] = "morphserve.reason";
 absl::Status WithReason(absl::Status status, std::string_view reason);
 std::string ReasonOf(const absl::Status& status);  // Empty when there is none.

@@ -108,9 +108,9 @@ void EngineCore::ExpireDeadlines(absl::Time now) {
   }
   for (LiveRequest* request : expired) {
     const char* phase = request->started ? "running" : "waiting";
-    Fail(request, WithReason(absl::DeadlineExceededError(
-                                 absl::StrFormat("deadline passed while %s", phase)),
-                             reason::kDeadlinePassed));
+    Fail(request,
+         WithReason(absl::DeadlineExceededError(absl::StrFormat("deadline passed while %s", phase)),
+                    reason::kDeadlinePassed));
   }
 }
 
@@ -137,8 +137,8 @@ bool EngineCore::Step() {
   return true;
 }
 
-// A sequence takes its plan when its first chunk is scheduled, not when it is queued: until then it follows the
-// active plan, unless its request names one.
+// A sequence takes its plan when its first chunk is scheduled, not when it is queued: until then it
+// follows the active plan, unless its request names one.
 void EngineCore::BindPlans() {
   const std::shared_ptr<const LayerPlan> active = plans_->active();
   for (Sequence* sequence : scheduler_.waiting()) {
@@ -237,8 +237,8 @@ void EngineCore::Commit(double step_ms) {
   for (const Scheduled& s : scheduled_) decode_rows += s.sequence->decoding() ? 1 : 0;
   cost_->Observe(decode_rows, batch_.rows() - decode_rows, step_ms);
   for (const Scheduled& scheduled : scheduled_) {
-    // A sink may have ended the request of a later entry: none does so synchronously, but a choice of the same
-    // request may have failed on a non-finite logit.
+    // A sink may have ended the request of a later entry: none does so synchronously, but a choice
+    // of the same request may have failed on a non-finite logit.
     if (scheduled.sequence == nullptr) continue;
     CommitSequence(scheduled, now);
   }
@@ -254,8 +254,7 @@ void EngineCore::CommitSequence(const Scheduled& scheduled, absl::Time now) {
   LiveRequest* live = sequence->request;
   sequence->computed += scheduled.rows;
   for (int32_t i = 0; i < scheduled.scored; ++i) {
-    const kernels::SampleResult& result =
-        results_[scheduled.first_logit + static_cast<size_t>(i)];
+    const kernels::SampleResult& result = results_[scheduled.first_logit + static_cast<size_t>(i)];
     live->prompt_logprobs.push_back(ToLogprobs(result));
     ++live->scored;
   }
@@ -308,8 +307,7 @@ bool EngineCore::TakeToken(Sequence* sequence, const kernels::SampleResult& resu
   event.index = sequence->index;
   event.token_ids.push_back(result.token);
   if (live->request.output.logprobs >= 0) event.logprobs.push_back(ToLogprobs(result));
-  const std::optional<FinishedEvent> finished =
-      sequence->output->Take(result.token, &event.text);
+  const std::optional<FinishedEvent> finished = sequence->output->Take(result.token, &event.text);
   live->sink->OnTokens(std::move(event));
   if (!finished.has_value()) return true;
   live->sink->OnFinished(*finished);

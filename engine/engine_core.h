@@ -1,6 +1,7 @@
-// EngineCore is the engine without its thread: live requests, scheduler, runner, and the step that joins them.
-// A step is a function of the queues, the clock and the seeds, so tests and the simulator drive this very code.
-// Thread rule: one thread. Sinks and the observer are called from within its methods.
+// EngineCore is the engine without its thread: live requests, scheduler, runner, and the step that
+// joins them. A step is a function of the queues, the clock and the seeds, so tests and the
+// simulator drive this very code. Thread rule: one thread. Sinks and the observer are called from
+// within its methods.
 #pragma once
 
 #include <cstdint>
@@ -47,14 +48,16 @@ class EngineCore {
   // Earliest deadline among live requests.
   absl::Time NextDeadline() const;
 
-  // Called with a request's id and prompt length when it leaves the waiting queue, and with its id when it has ended.
+  // Called with a request's id and prompt length when it leaves the waiting queue, and with its id
+  // when it has ended.
   std::function<void(int32_t prompt_tokens)> on_left_queue;
   std::function<void(const std::string& id)> on_ended;
 
   absl::Status CheckIntegrity() const;
 
  private:
-  // What the rows of a scheduled sequence ask of the sampler: logit rows [first, first + scored + sampled).
+  // What the rows of a scheduled sequence ask of the sampler: logit rows [first, first + scored +
+  // sampled).
   struct Scheduled {
     Sequence* sequence = nullptr;
     int32_t rows = 0;

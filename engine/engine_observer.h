@@ -1,4 +1,5 @@
-// EngineObserver hears what the engine did, for metrics. Called on the engine thread; must not block.
+// EngineObserver hears what the engine did, for metrics. Called on the engine thread; must not
+// block.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +14,10 @@ enum class StepKind : uint8_t { kDecode, kPrefill, kMixed };
 struct StepReport {
   StepKind kind = StepKind::kDecode;
   double seconds = 0;
-  int32_t rows = 0;            // Token rows computed.
-  int32_t prompt_tokens = 0;   // Of them first-time prompt tokens.
-  int32_t output_tokens = 0;   // Tokens sampled.
-  int32_t plans = 1;           // Distinct plans in the step.
+  int32_t rows = 0;           // Token rows computed.
+  int32_t prompt_tokens = 0;  // Of them first-time prompt tokens.
+  int32_t output_tokens = 0;  // Tokens sampled.
+  int32_t plans = 1;          // Distinct plans in the step.
   int32_t recomputed_tokens = 0;
 };
 
@@ -29,8 +30,8 @@ struct RequestReport {
   double prefill_s = 0;
   double decode_s = 0;
   double total_s = 0;
-  double tpot_s = -1;  // Negative: fewer than two tokens.
-  bool ok = false;     // Ended with OnDone.
+  double tpot_s = -1;       // Negative: fewer than two tokens.
+  bool ok = false;          // Ended with OnDone.
   std::string_view reason;  // eos, stop, length; or the status reason.
 };
 

@@ -1,4 +1,5 @@
-// EngineOptions is everything the engine can be told at start-up; the server fills it from its settings table.
+// EngineOptions is everything the engine can be told at start-up; the server fills it from its
+// settings table.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +12,9 @@ enum class KvCacheDType : uint8_t { kAuto, kF32, kF16, kBF16 };
 struct EngineOptions {
   WeightsDType weights_dtype = WeightsDType::kNative;
   KvCacheDType kv_dtype = KvCacheDType::kAuto;
-  int32_t threads = 0;          // 0: min(physical cores, affinity, floor(CPU quota)), at least 1.
-  int32_t context_tokens = 0;   // 0: the model's own.
-  int64_t arena_bytes = 0;      // 0: a quarter of RAM, at most 4 GiB.
+  int32_t threads = 0;         // 0: min(physical cores, affinity, floor(CPU quota)), at least 1.
+  int32_t context_tokens = 0;  // 0: the model's own.
+  int64_t arena_bytes = 0;     // 0: a quarter of RAM, at most 4 GiB.
   int32_t sequences_max = 32;
   int32_t step_tokens_max = 256;
   double step_ms_target = 150;

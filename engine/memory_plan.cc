@@ -44,8 +44,7 @@ int32_t ResolveThreads(const EngineOptions& options, const Machine& machine) {
 
 ModelLimits MakeModelLimits(const EngineOptions& options, int32_t context) {
   return {.rows = std::max(options.step_tokens_max,
-                           options.sequences_max +
-                               std::max(options.chunk_tokens_min, kPageTokens)),
+                           options.sequences_max + std::max(options.chunk_tokens_min, kPageTokens)),
           .sequences = options.sequences_max,
           .context = context,
           .logit_rows = std::min(std::max(options.sequences_max, 1), kLogitRows)};
@@ -67,14 +66,13 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
                                                         ResolveThreads(options, machine));
   verdict.page_bytes = PageUnitBytes(config, ResolveKvDType(options));
   const int64_t super_block = SuperBlockBytes(verdict.page_bytes);
-  const int64_t asked = options.arena_bytes > 0
-                            ? options.arena_bytes
-                            : std::min(machine.memory_bytes / 4, kAutoArenaMax);
+  const int64_t asked = options.arena_bytes > 0 ? options.arena_bytes
+                                                : std::min(machine.memory_bytes / 4, kAutoArenaMax);
   verdict.arena_bytes = asked / super_block * super_block;
   verdict.pages_total = verdict.arena_bytes / super_block * (super_block / verdict.page_bytes);
   verdict.bytes_per_token =
-      int64_t{config.layers} * kernels::PageBytes(ResolveKvDType(options), config.kv_heads,
-                                                  config.head_dim) / kPageTokens;
+      int64_t{config.layers} *
+      kernels::PageBytes(ResolveKvDType(options), config.kv_heads, config.head_dim) / kPageTokens;
   const int64_t pages_per_sequence =
       int64_t{config.layers} * ((context + kPageTokens - 1) / kPageTokens);
   verdict.bytes_per_sequence = pages_per_sequence * verdict.page_bytes;
@@ -92,9 +90,9 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
         context, ToMiB(verdict.bytes_per_sequence), ToMiB(verdict.arena_bytes), verdict.text));
   }
   if (needed > machine.memory_bytes) {
-    return absl::ResourceExhaustedError(absl::StrFormat(
-        "%.1f MiB are needed; this process may use %.1f MiB (%s)", ToMiB(needed),
-        ToMiB(machine.memory_bytes), verdict.text));
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("%.1f MiB are needed; this process may use %.1f MiB (%s)", ToMiB(needed),
+                        ToMiB(machine.memory_bytes), verdict.text));
   }
   return verdict;
 }

@@ -1,5 +1,5 @@
-// The arithmetic of memory, from file headers and options alone: what the weights, the workspace and the cache
-// arena take, and how many sequences fit. Pure functions.
+// The arithmetic of memory, from file headers and options alone: what the weights, the workspace
+// and the cache arena take, and how many sequences fit. Pure functions.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@
 namespace morphserve {
 
 KvDType ResolveKvDType(const EngineOptions& options);
-// The context limit that serves: the option, or the model's own. INVALID_ARGUMENT when the option is larger.
+// The context limit that serves: the option, or the model's own. INVALID_ARGUMENT when the option
+// is larger.
 absl::StatusOr<int32_t> ResolveContext(const Checkpoint& checkpoint, const EngineOptions& options);
 int32_t ResolveThreads(const EngineOptions& options, const Machine& machine);
 ModelLimits MakeModelLimits(const EngineOptions& options, int32_t context);

@@ -1,5 +1,5 @@
-// Reasons of the statuses that the engine makes: the names clients see in ErrorInfo.reason. The error catalogue
-// in server/errors.h says what each means.
+// Reasons of the statuses that the engine makes: the names clients see in ErrorInfo.reason. The
+// error catalogue in server/errors.h says what each means.
 #pragma once
 
 namespace morphserve::reason {

@@ -1,5 +1,5 @@
-// Request is one generation as the engine takes it: translated, validated and tokenised. Events flow back
-// through a TokenSink. Plain values; no proto, no gRPC.
+// Request is one generation as the engine takes it: translated, validated and tokenised. Events
+// flow back through a TokenSink. Plain values; no proto, no gRPC.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,8 @@ struct SamplingParams {
 
 struct StoppingParams {
   int32_t max_tokens = 0;  // Always set: at most what is left of the context.
-  int32_t min_tokens = 0;  // Until then end and stop ids cannot be sampled; stop strings do not end.
+  int32_t min_tokens =
+      0;  // Until then end and stop ids cannot be sampled; stop strings do not end.
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
   bool include_stop = false;
@@ -90,8 +91,8 @@ struct TokensEvent {
 struct FinishedEvent {
   int32_t index = 0;
   FinishReason reason = FinishReason::kLength;
-  std::optional<std::string> stop;        // The stop string that matched.
-  std::optional<int32_t> stop_token_id;   // The id that ended it.
+  std::optional<std::string> stop;       // The stop string that matched.
+  std::optional<int32_t> stop_token_id;  // The id that ended it.
   int32_t completion_tokens = 0;
 };
 
@@ -110,9 +111,10 @@ struct DoneEvent {
   std::vector<TokenLogprobs> prompt_logprobs;  // Of tokens 1 .. prompt-1, when asked for.
 };
 
-// TokenSink receives the events of one request, all on the engine thread, in the order of the stream contract:
-// OnStarted, then OnTokens and OnFinished per choice, then OnDone; or OnError at any point, after which
-// nothing comes. Implementations must not block: the engine never waits for a client.
+// TokenSink receives the events of one request, all on the engine thread, in the order of the
+// stream contract: OnStarted, then OnTokens and OnFinished per choice, then OnDone; or OnError at
+// any point, after which nothing comes. Implementations must not block: the engine never waits for
+// a client.
 class TokenSink {
  public:
   virtual ~TokenSink() = default;

@@ -69,8 +69,7 @@ absl::Status RunSelfTest(const LayerPlan& plan, int32_t vocab, int32_t context, 
   kernels::SampleResult last = whole;
   const int32_t split = std::max(count - kSingles, 1);
   std::vector<int32_t> prefix(tokens.begin(), tokens.begin() + split);
-  MS_RETURN_IF_ERROR(
-      RunRows(prefix, 0, plan, caches, runner, &unmeasured, clock).status());
+  MS_RETURN_IF_ERROR(RunRows(prefix, 0, plan, caches, runner, &unmeasured, clock).status());
   for (int32_t i = split; i < count; ++i) {
     prefix.push_back(tokens[static_cast<size_t>(i)]);
     MS_ASSIGN_OR_RETURN(last, RunRows(prefix, i, plan, caches, runner, cost, clock));

@@ -1,5 +1,6 @@
-// The self-test before a server says ready: a short prompt is computed twice, once as one chunk and once token by
-// token, and must give finite and equal tokens. It also takes the first measurements of step cost.
+// The self-test before a server says ready: a short prompt is computed twice, once as one chunk and
+// once token by token, and must give finite and equal tokens. It also takes the first measurements
+// of step cost.
 #pragma once
 
 #include "absl/status/status.h"

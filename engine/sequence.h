@@ -1,5 +1,5 @@
-// A live request and its sequences, as the engine thread sees them. A request has n sequences (choices); each
-// owns its layer plan, its caches and its output. Thread rule: engine thread only.
+// A live request and its sequences, as the engine thread sees them. A request has n sequences
+// (choices); each owns its layer plan, its caches and its output. Thread rule: engine thread only.
 #pragma once
 
 #include <cstdint>

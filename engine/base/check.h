@@ -9,8 +9,8 @@ namespace morphserve::internal {
 
 }  // namespace morphserve::internal
 
-#define MS_CHECK(condition)                                                       \
-  ((condition) ? static_cast<void>(0)                                             \
+#define MS_CHECK(condition)           \
+  ((condition) ? static_cast<void>(0) \
                : ::morphserve::internal::CheckFailed(__FILE__, __LINE__, #condition))
 
 #ifdef NDEBUG

@@ -41,9 +41,8 @@ inline constexpr LogLevel kLevelERROR = LogLevel::kError;
 }  // namespace internal
 }  // namespace morphserve
 
-#define MS_LOG(level)                                                          \
-  if (::morphserve::internal::kLevel##level < ::morphserve::GetLogLevel()) {   \
-  } else                                                                       \
-    ::morphserve::internal::LogLine(::morphserve::internal::kLevel##level,     \
-                                    __FILE__, __LINE__)                        \
+#define MS_LOG(level)                                                                          \
+  if (::morphserve::internal::kLevel##level < ::morphserve::GetLogLevel()) {                   \
+  } else                                                                                       \
+    ::morphserve::internal::LogLine(::morphserve::internal::kLevel##level, __FILE__, __LINE__) \
         .stream()

@@ -1,5 +1,6 @@
-// PagesMemory is one anonymous mapping, zeroed by the kernel on first touch and backed by huge pages where
-// the system gives them. Owner frees it. Used for weights, workspaces and the cache arena.
+// PagesMemory is one anonymous mapping, zeroed by the kernel on first touch and backed by huge
+// pages where the system gives them. Owner frees it. Used for weights, workspaces and the cache
+// arena.
 #pragma once
 
 #include <cstddef>

@@ -10,10 +10,10 @@
 #define MS_STATUS_CONCAT(a, b) MS_STATUS_CONCAT_INNER(a, b)
 
 // Returns the status of `expr` from the enclosing function unless it is OK.
-#define MS_RETURN_IF_ERROR(expr)                 \
-  do {                                           \
-    ::absl::Status ms_status_ = (expr);          \
-    if (!ms_status_.ok()) return ms_status_;     \
+#define MS_RETURN_IF_ERROR(expr)             \
+  do {                                       \
+    ::absl::Status ms_status_ = (expr);      \
+    if (!ms_status_.ok()) return ms_status_; \
   } while (false)
 
 // `lhs` is a declaration or an lvalue; `rexpr` yields a StatusOr. Returns its status when not OK.

@@ -1,6 +1,6 @@
-// Arena is the one allocation of the caches, cut into super-blocks that are lent to unit pools (pages now,
-// slots of linear layers beside them) and come back when empty. It knows nothing of what they hold.
-// Thread rule: engine thread only. Invariant: free + lent == total.
+// Arena is the one allocation of the caches, cut into super-blocks that are lent to unit pools
+// (pages now, slots of linear layers beside them) and come back when empty. It knows nothing of
+// what they hold. Thread rule: engine thread only. Invariant: free + lent == total.
 #pragma once
 
 #include <cstdint>

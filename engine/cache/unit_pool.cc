@@ -99,9 +99,11 @@ absl::Status UnitPool::CheckIntegrity() const {
     std::vector<bool> listed(block.references.size());
     for (const int32_t index : block.free) {
       const auto i = static_cast<size_t>(index);
-      if (listed[i]) return absl::InternalError(absl::StrFormat("unit %d of block %d is free twice", index, b));
+      if (listed[i])
+        return absl::InternalError(absl::StrFormat("unit %d of block %d is free twice", index, b));
       if (block.references[i] != 0) {
-        return absl::InternalError(absl::StrFormat("unit %d of block %d is free and in use", index, b));
+        return absl::InternalError(
+            absl::StrFormat("unit %d of block %d is free and in use", index, b));
       }
       listed[i] = true;
       ++free_units;

@@ -1,8 +1,9 @@
-// UnitPool hands out units of one size (the pages of one model: K and V of 64 tokens of one full layer) from
-// super-blocks it borrows from the arena. Units are reference-counted, so that sequences can share them; a
-// unit is free when its last reference is gone, a super-block goes home when its last unit is.
-// Thread rule: engine thread only. Ownership: Allocate and Share each add one reference that the caller
-// gives back with Release. Allocation prefers the fullest super-block, so that others empty out.
+// UnitPool hands out units of one size (the pages of one model: K and V of 64 tokens of one full
+// layer) from super-blocks it borrows from the arena. Units are reference-counted, so that
+// sequences can share them; a unit is free when its last reference is gone, a super-block goes home
+// when its last unit is. Thread rule: engine thread only. Ownership: Allocate and Share each add
+// one reference that the caller gives back with Release. Allocation prefers the fullest
+// super-block, so that others empty out.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ using UnitAddress = int32_t;
 
 class UnitPool {
  public:
-  // `arena` outlives this. CHECKs that a unit fits a super-block and is a multiple of kArenaUnitBytes.
+  // `arena` outlives this. CHECKs that a unit fits a super-block and is a multiple of
+  // kArenaUnitBytes.
   UnitPool(Arena* arena, int64_t unit_bytes);
   ~UnitPool();  // CHECKs that every unit came home.
 

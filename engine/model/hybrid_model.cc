@@ -66,8 +66,7 @@ absl::StatusOr<std::unique_ptr<HybridModel>> HybridModel::Create(
   std::unique_ptr<HybridModel> model(new HybridModel);
   const ModelConfig& c = config;
   const int32_t threads = stream.pool->threads();
-  MS_ASSIGN_OR_RETURN(model->memory_,
-                      PagesMemory::Map(WorkspaceBytes(config, limits, threads)));
+  MS_ASSIGN_OR_RETURN(model->memory_, PagesMemory::Map(WorkspaceBytes(config, limits, threads)));
   const int64_t q_width = int64_t{c.heads} * c.head_dim;
   const int64_t kv_width = int64_t{c.kv_heads} * c.head_dim;
   Cutter cutter(model->memory_.data());
@@ -111,7 +110,8 @@ void HybridModel::Embed(const StepBatch& batch) {
   });
 }
 
-// Angles in double, rounded once: positions are large and f32 would lose the low frequencies' phase.
+// Angles in double, rounded once: positions are large and f32 would lose the low frequencies'
+// phase.
 void HybridModel::FillRope(const StepBatch& batch) {
   const int32_t half = config_.rope.rotary_dim / 2;
   stream_.pool->ForEachWorker([&](int32_t worker) {
@@ -122,8 +122,8 @@ void HybridModel::FillRope(const StepBatch& batch) {
         const double position = segment.position + r;
         for (int64_t i = part.begin; i < part.end; ++i) {
           // The angle is formed in f32, as transformers forms it, then evaluated in double.
-          const float angle = static_cast<float>(position) *
-                              rope_.inverse_frequency[static_cast<size_t>(i)];
+          const float angle =
+              static_cast<float>(position) * rope_.inverse_frequency[static_cast<size_t>(i)];
           const double exact = static_cast<double>(angle);
           cos_[row * half + i] = static_cast<float>(std::cos(exact)) * rope_.magnitude;
           sin_[row * half + i] = static_cast<float>(std::sin(exact)) * rope_.magnitude;
@@ -307,8 +307,7 @@ absl::StatusOr<float*> HybridModel::Logits(const int32_t* rows, int32_t count) {
                                          .hidden = c.hidden,
                                          .eps = c.norm_eps},
                                         stream_));
-  const kernels::MatmulPart head = {
-      .weights = &weights_->head, .y = logits_, .y_stride = c.vocab};
+  const kernels::MatmulPart head = {.weights = &weights_->head, .y = logits_, .y_stride = c.vocab};
   MS_RETURN_IF_ERROR(backend_->matmul({.x = picked_,
                                        .x_stride = c.hidden,
                                        .rows = count,

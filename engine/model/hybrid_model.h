@@ -1,7 +1,8 @@
-// HybridModel runs the network forward for a step batch, on whichever backend it was given. At every layer the
-// rows split by the kind their sequence's plan names; this model holds full branches only, so plans with linear
-// layers never reach it (the plan registry refuses them).
-// Thread rule: engine thread only. Ownership: owns weights and workspace; borrows backend, pool and arena.
+// HybridModel runs the network forward for a step batch, on whichever backend it was given. At
+// every layer the rows split by the kind their sequence's plan names; this model holds full
+// branches only, so plans with linear layers never reach it (the plan registry refuses them).
+// Thread rule: engine thread only. Ownership: owns weights and workspace; borrows backend, pool and
+// arena.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +35,8 @@ class HybridModel {
   // Computes every row of the batch; keeps the last residual stream of each row for Logits.
   absl::Status Forward(const StepBatch& batch, std::byte* arena_base);
 
-  // Logits [count, vocab] of the given rows of the last Forward, at most ModelLimits::logit_rows. The memory
-  // is the model's and lives until the next call.
+  // Logits [count, vocab] of the given rows of the last Forward, at most ModelLimits::logit_rows.
+  // The memory is the model's and lives until the next call.
   absl::StatusOr<float*> Logits(const int32_t* rows, int32_t count);
 
   const ModelConfig& config() const { return config_; }

@@ -6,8 +6,7 @@
 
 namespace morphserve {
 
-LayerPlan::LayerPlan(std::vector<LayerKind> kinds, const Digest& base_id,
-                     const Digest& branches_id)
+LayerPlan::LayerPlan(std::vector<LayerKind> kinds, const Digest& base_id, const Digest& branches_id)
     : kinds_(std::move(kinds)) {
   Sha256 hash;
   hash.Update(std::as_bytes(std::span(base_id)));

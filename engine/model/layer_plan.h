@@ -1,5 +1,5 @@
-// LayerPlan says for each layer which branch its mixer takes. It is an immutable value and belongs to a
-// sequence, never to the server: running sequences keep theirs, one step mixes several.
+// LayerPlan says for each layer which branch its mixer takes. It is an immutable value and belongs
+// to a sequence, never to the server: running sequences keep theirs, one step mixes several.
 #pragma once
 
 #include <array>

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+
 namespace morphserve {
 
 enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3 };
@@ -13,7 +15,7 @@ const char* ArchitectureName(Architecture architecture);
 struct RopeConfig {
   enum class Scaling : uint8_t { kNone, kLinear, kLlama3, kYarn };
   double theta = 10000;
-  int32_t rotary_dim = 0;   // Elements of a head that rotate; = head_dim unless partial.
+  int32_t rotary_dim = 0;    // Elements of a head that rotate; = head_dim unless partial.
   bool interleaved = false;  // GGUF llama weights are permuted for pairs (2i, 2i+1).
   Scaling scaling = Scaling::kNone;
   double factor = 1;
@@ -47,8 +49,13 @@ struct ModelConfig {
   RopeConfig rope;
 };
 
-// Inverse frequencies [rotary_dim / 2] after scaling, computed in double as transformers does, and the factor
-// that multiplies cos and sin (YaRN; else 1).
+// INVALID_ARGUMENT, naming the member and its limit, when the numbers contradict each other or are
+// outside what the kernels take. Loaders call it last; afterwards no product of two members
+// overflows 64 bits.
+absl::Status ValidateModelConfig(const ModelConfig& config);
+
+// Inverse frequencies [rotary_dim / 2] after scaling, computed in double as transformers does, and
+// the factor that multiplies cos and sin (YaRN; else 1).
 struct RopeTable {
   std::vector<float> inverse_frequency;
   float magnitude = 1;

@@ -1,6 +1,6 @@
-// PlanRegistry knows the layer plans that sequences may take and which of them is active. A dense checkpoint
-// without branches has one: every layer full.
-// Thread rule: any thread. Plans are immutable and shared with the sequences that carry them.
+// PlanRegistry knows the layer plans that sequences may take and which of them is active. A dense
+// checkpoint without branches has one: every layer full. Thread rule: any thread. Plans are
+// immutable and shared with the sequences that carry them.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,8 @@ class PlanRegistry {
   std::shared_ptr<const LayerPlan> active() const;
   uint64_t epoch() const;  // Counts changes of the active plan; starts at 1.
 
-  // By id, or by a prefix that names one plan only ("p-" and at least four digits). NOT_FOUND otherwise.
+  // By id, or by a prefix that names one plan only ("p-" and at least four digits). NOT_FOUND
+  // otherwise.
   absl::StatusOr<std::shared_ptr<const LayerPlan>> Find(std::string_view id) const;
 
  private:

@@ -29,7 +29,7 @@ int64_t RoundUp(int64_t value, int64_t multiple) {
 // One tensor to load: where it goes.
 struct Item {
   const TensorInfo* tensor = nullptr;
-  PackedMatrix* matrix = nullptr;       // Either a matrix,
+  PackedMatrix* matrix = nullptr;        // Either a matrix,
   std::vector<float>* vector = nullptr;  // or a vector.
   int64_t storage_offset = 0;
   Sha256Digest digest{};
@@ -145,8 +145,7 @@ absl::Status LoadMatrix(const TensorSource& source, std::byte* storage, Item* it
   PackedMatrix& matrix = *item->matrix;
   std::byte* destination = storage + item->storage_offset;
   const int64_t row_bytes = tensor.bytes / matrix.n;
-  const int64_t block_rows =
-      std::max<int64_t>(kReadBytes / row_bytes / kPanelRows, 1) * kPanelRows;
+  const int64_t block_rows = std::max<int64_t>(kReadBytes / row_bytes / kPanelRows, 1) * kPanelRows;
   std::vector<std::byte> buffer(
       static_cast<size_t>(std::min<int64_t>(block_rows, matrix.n) * row_bytes));
   Sha256 hash;
@@ -155,9 +154,8 @@ absl::Status LoadMatrix(const TensorSource& source, std::byte* storage, Item* it
     const std::span<std::byte> block(buffer.data(), static_cast<size_t>(rows * row_bytes));
     MS_RETURN_IF_ERROR(source.Read(tensor, row * row_bytes, block));
     hash.Update(block);
-    absl::Status packed =
-        kernels::PackRows(tensor.dtype, block.data(), static_cast<int32_t>(row),
-                          static_cast<int32_t>(rows), matrix, destination);
+    absl::Status packed = kernels::PackRows(tensor.dtype, block.data(), static_cast<int32_t>(row),
+                                            static_cast<int32_t>(rows), matrix, destination);
     if (!packed.ok()) {
       return absl::Status(packed.code(),
                           absl::StrCat("tensor ", tensor.name, ": ", packed.message()));
@@ -207,8 +205,9 @@ absl::StatusOr<std::unique_ptr<ModelWeights>> LoadWeights(
     total += item.tensor->bytes;
     weights->parameters += item.tensor->elements();
   }
-  std::stable_sort(order.begin(), order.end(),
-                   [](const Item* a, const Item* b) { return a->tensor->bytes > b->tensor->bytes; });
+  std::stable_sort(order.begin(), order.end(), [](const Item* a, const Item* b) {
+    return a->tensor->bytes > b->tensor->bytes;
+  });
 
   Mutex mutex;
   absl::Status failure;  // Guarded by mutex.
@@ -221,7 +220,8 @@ absl::StatusOr<std::unique_ptr<ModelWeights>> LoadWeights(
     MutexLock lock(&mutex);
     if (!failure.ok()) return failure;
     done += bytes;
-    if (progress) progress(static_cast<double>(done) / static_cast<double>(std::max<int64_t>(total, 1)));
+    if (progress)
+      progress(static_cast<double>(done) / static_cast<double>(std::max<int64_t>(total, 1)));
     return absl::OkStatus();
   };
   pool->ForEachWorker([&](int32_t) {

@@ -1,6 +1,6 @@
-// ModelWeights holds a checkpoint's parameters in the form the kernels run: packed matrices in one mapping,
-// vectors in f32. It is read once, with pread, and never looks at the file again.
-// Thread rule: immutable after Load.
+// ModelWeights holds a checkpoint's parameters in the form the kernels run: packed matrices in one
+// mapping, vectors in f32. It is read once, with pread, and never looks at the file again. Thread
+// rule: immutable after Load.
 #pragma once
 
 #include <atomic>
@@ -23,15 +23,15 @@ class ThreadPool;
 }
 
 struct LayerWeights {
-  std::vector<float> attn_norm;            // [hidden]
-  kernels::PackedMatrix q, k, v;           // [heads d, hidden], [kv_heads d, hidden] twice
+  std::vector<float> attn_norm;               // [hidden]
+  kernels::PackedMatrix q, k, v;              // [heads d, hidden], [kv_heads d, hidden] twice
   std::vector<float> q_bias, k_bias, v_bias;  // [outputs] or empty
-  std::vector<float> q_norm, k_norm;       // [d] or empty
-  kernels::PackedMatrix output;            // [hidden, heads d]
-  std::vector<float> output_bias;          // [hidden] or empty
-  std::vector<float> ffn_norm;             // [hidden]
-  kernels::PackedMatrix gate, up;          // [mlp_width, hidden]
-  kernels::PackedMatrix down;              // [hidden, mlp_width]
+  std::vector<float> q_norm, k_norm;          // [d] or empty
+  kernels::PackedMatrix output;               // [hidden, heads d]
+  std::vector<float> output_bias;             // [hidden] or empty
+  std::vector<float> ffn_norm;                // [hidden]
+  kernels::PackedMatrix gate, up;             // [mlp_width, hidden]
+  kernels::PackedMatrix down;                 // [hidden, mlp_width]
 };
 
 struct ModelWeights {
@@ -48,9 +48,10 @@ struct ModelWeights {
 // Bytes the packed matrices will take, from headers alone.
 int64_t PackedWeightBytes(const Checkpoint& checkpoint, WeightsDType dtype);
 
-// Reads and packs every tensor on the pool. `progress` (may be null) gets rising fractions up to 1 on the
-// calling thread or a worker; `cancel` (may be null) is looked at between blocks: CANCELLED.
-// ABORTED when a file changed meanwhile. INVALID_ARGUMENT names a tensor that is missing or misshapen.
+// Reads and packs every tensor on the pool. `progress` (may be null) gets rising fractions up to 1
+// on the calling thread or a worker; `cancel` (may be null) is looked at between blocks: CANCELLED.
+// ABORTED when a file changed meanwhile. INVALID_ARGUMENT names a tensor that is missing or
+// misshapen.
 absl::StatusOr<std::unique_ptr<ModelWeights>> LoadWeights(
     const Checkpoint& checkpoint, WeightsDType dtype, kernels::cpu::ThreadPool* pool,
     const std::function<void(double)>& progress, const std::atomic<bool>* cancel);

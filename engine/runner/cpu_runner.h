@@ -1,5 +1,5 @@
-// CpuRunner runs step batches on the CPU backend: page copies, forward pass, logits in bounded blocks, and
-// sampling spread over the pool. Thread rule: engine thread only.
+// CpuRunner runs step batches on the CPU backend: page copies, forward pass, logits in bounded
+// blocks, and sampling spread over the pool. Thread rule: engine thread only.
 #pragma once
 
 #include <memory>
@@ -14,8 +14,8 @@ namespace morphserve {
 
 class CpuRunner final : public ModelRunner {
  public:
-  // Borrows the pools. `pieces` is the number of ids that have a token (rows of the head past it are never
-  // sampled).
+  // Borrows the pools. `pieces` is the number of ids that have a token (rows of the head past it
+  // are never sampled).
   CpuRunner(std::unique_ptr<HybridModel> model, UnitPool* pages, std::byte* arena_base,
             kernels::cpu::ThreadPool* pool, int32_t pieces, int32_t logit_rows_max);
 

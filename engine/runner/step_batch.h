@@ -1,6 +1,6 @@
-// StepBatch is the work list of one step: which token rows of which sequences to compute, where their caches
-// lie, and which rows to sample. Rows are split by layer kind from the sequences' plans, so one batch mixes
-// plans. Plain values; pointers are borrowed for the step.
+// StepBatch is the work list of one step: which token rows of which sequences to compute, where
+// their caches lie, and which rows to sample. Rows are split by layer kind from the sequences'
+// plans, so one batch mixes plans. Plain values; pointers are borrowed for the step.
 #pragma once
 
 #include <cstdint>

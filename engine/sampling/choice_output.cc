@@ -7,8 +7,7 @@ namespace morphserve {
 ChoiceOutput::ChoiceOutput(const Request& request, const Tokenizer* tokenizer, int32_t index)
     : request_(&request), tokenizer_(tokenizer), index_(index) {
   const SamplingParams& s = request.sampling;
-  counting_ =
-      s.repetition_penalty != 1 || s.frequency_penalty != 0 || s.presence_penalty != 0;
+  counting_ = s.repetition_penalty != 1 || s.frequency_penalty != 0 || s.presence_penalty != 0;
   if (counting_) {
     for (const int32_t token : request.prompt) Count(token, /*output=*/false);
   }

@@ -1,5 +1,6 @@
-// ChoiceOutput is what one choice of a request has produced so far: counts for penalties, the incremental
-// text, and the tests that end it. Thread rule: engine thread only. A small value owned by its sequence.
+// ChoiceOutput is what one choice of a request has produced so far: counts for penalties, the
+// incremental text, and the tests that end it. Thread rule: engine thread only. A small value owned
+// by its sequence.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@ class ChoiceOutput {
   // What the sampler needs for the next token; spans point into this object and the request.
   kernels::SampleArgs NextSample(int32_t position) const;
 
-  // Takes a sampled token, appends the text that it completes, and says whether and why the choice ends.
+  // Takes a sampled token, appends the text that it completes, and says whether and why the choice
+  // ends.
   std::optional<FinishedEvent> Take(int32_t token, std::string* text);
 
   int32_t completion_tokens() const { return completion_tokens_; }
@@ -38,8 +40,8 @@ class ChoiceOutput {
   int32_t completion_tokens_ = 0;
   std::vector<kernels::TokenCount> counts_;
   absl::flat_hash_map<int32_t, size_t> count_index_;
-  std::vector<int32_t> end_ids_;            // Ids that end the choice: end of generation and stop ids.
-  std::vector<int32_t> banned_until_min_;   // Banned ids while min_tokens is not reached.
+  std::vector<int32_t> end_ids_;  // Ids that end the choice: end of generation and stop ids.
+  std::vector<int32_t> banned_until_min_;  // Banned ids while min_tokens is not reached.
   std::optional<Detokenizer> detokenizer_;
   std::optional<StopMatcher> stops_;
 };

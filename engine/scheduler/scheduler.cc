@@ -76,8 +76,9 @@ void Scheduler::Preempt(Sequence* victim, absl::Time now, std::vector<Sequence*>
   preempted->push_back(victim);
 }
 
-// Lowest priority first; among equals the one that is cheapest to restore for what it frees: with recompute that
-// is the youngest. Sequences preempted too often already are spared while there is anyone else.
+// Lowest priority first; among equals the one that is cheapest to restore for what it frees: with
+// recompute that is the youngest. Sequences preempted too often already are spared while there is
+// anyone else.
 Sequence* Scheduler::Victim(const Sequence* asking) const {
   const auto rank = [this](const Sequence* s) {
     const bool spared = s->preemptions >= options_.preemptions_max;
@@ -130,8 +131,8 @@ bool Scheduler::FitsNow(const Sequence& candidate) const {
   const int64_t own = PagesFor(*candidate.plan, candidate.length());
   int64_t growth = 0;
   for (const Sequence* sequence : running_) {
-    const int32_t length = std::min(sequence->length() + options_.growth_tokens,
-                                    sequence->request->length_max());
+    const int32_t length =
+        std::min(sequence->length() + options_.growth_tokens, sequence->request->length_max());
     growth += PagesFor(*sequence->plan, length) - PagesFor(*sequence->plan, sequence->length());
   }
   return own + growth <= pages_->available();
@@ -142,7 +143,8 @@ void Scheduler::Admit(absl::Time now) {
   const auto starved = [&](const Sequence* s) {
     return now - s->request->request.received > options_.starvation;
   };
-  // Starved first; then priority; then preempted before new; then the earlier deadline; then arrival.
+  // Starved first; then priority; then preempted before new; then the earlier deadline; then
+  // arrival.
   std::stable_sort(waiting_.begin(), waiting_.end(), [&](const Sequence* a, const Sequence* b) {
     const auto key = [&](const Sequence* s) {
       const bool starving = starved(s);
@@ -165,9 +167,9 @@ void Scheduler::Admit(absl::Time now) {
   }
 }
 
-// Chunks end on the absolute grid or at the end of the known tokens. The generated tokens of a preempted sequence
-// follow its prompt as rows like any others: full layers give a row the same bits in a chunk as alone. Linear
-// layers do not, so there the replay goes one token a step.
+// Chunks end on the absolute grid or at the end of the known tokens. The generated tokens of a
+// preempted sequence follow its prompt as rows like any others: full layers give a row the same
+// bits in a chunk as alone. Linear layers do not, so there the replay goes one token a step.
 int32_t Scheduler::ChunkEnd(const Sequence& sequence, int32_t budget) const {
   int32_t end = sequence.length();
   if (sequence.plan->full_layers() < sequence.plan->layers()) {
@@ -206,8 +208,8 @@ std::vector<ScheduledRows> Scheduler::Schedule(absl::Time now, std::vector<Seque
 bool Scheduler::Fork(const Sequence& leader, Sequence* fork, std::vector<PageCopy>* copies) {
   const int32_t length = leader.computed;
   const bool partial = length % kPageTokens != 0;
-  std::vector<UnitAddress> fresh(
-      partial ? static_cast<size_t>(leader.plan->full_layers()) : size_t{0});
+  std::vector<UnitAddress> fresh(partial ? static_cast<size_t>(leader.plan->full_layers())
+                                         : size_t{0});
   if (!pages_->Allocate(fresh)) return false;
   fork->caches.pages.resize(static_cast<size_t>(options_.layers));
   fork->caches.slots.assign(static_cast<size_t>(options_.layers), -1);
@@ -241,9 +243,8 @@ absl::Status Scheduler::CheckIntegrity() const {
       if (sequence->plan->kind(l) != LayerKind::kFull) continue;
       const size_t have = sequence->caches.pages[static_cast<size_t>(l)].size();
       if (have < static_cast<size_t>(PagesOfLength(sequence->computed))) {
-        return absl::InternalError(
-            absl::StrFormat("layer %d holds %d pages for %d computed tokens", l, have,
-                            sequence->computed));
+        return absl::InternalError(absl::StrFormat("layer %d holds %d pages for %d computed tokens",
+                                                   l, have, sequence->computed));
       }
     }
   }

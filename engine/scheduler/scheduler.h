@@ -1,9 +1,10 @@
-// Scheduler decides, step by step, which sequences compute how many rows: every decoding sequence gets its row
-// first, what is left of the step goes to prefill chunks, and waiting sequences are admitted when all their pages
-// fit. When a running sequence cannot get a page, another is preempted: its pages go back and it waits to be
-// recomputed. It owns the queues and all page tables; it knows nothing of tokens' values, text or sinks.
-// Thread rule: engine thread only. Ownership: sequences belong to the caller and are taken out with Remove before
-// they die; their pages are given back there.
+// Scheduler decides, step by step, which sequences compute how many rows: every decoding sequence
+// gets its row first, what is left of the step goes to prefill chunks, and waiting sequences are
+// admitted when all their pages fit. When a running sequence cannot get a page, another is
+// preempted: its pages go back and it waits to be recomputed. It owns the queues and all page
+// tables; it knows nothing of tokens' values, text or sinks. Thread rule: engine thread only.
+// Ownership: sequences belong to the caller and are taken out with Remove before they die; their
+// pages are given back there.
 #pragma once
 
 #include <cstdint>
@@ -46,13 +47,13 @@ class Scheduler {
   // Takes a sequence out, wherever it is, and gives its pages back.
   void Remove(Sequence* sequence);
 
-  // The rows of the next step: decodes in order of admission, then prefill chunks. Every page they write is
-  // allocated. Sequences preempted on the way are appended to `preempted`.
+  // The rows of the next step: decodes in order of admission, then prefill chunks. Every page they
+  // write is allocated. Sequences preempted on the way are appended to `preempted`.
   std::vector<ScheduledRows> Schedule(absl::Time now, std::vector<Sequence*>* preempted);
 
-  // Makes `fork`, which has the same prompt as the running `leader`, run from the leader's caches: full pages are
-  // shared, a partly filled last page is copied (appended to `copies`, for the caller to do at once). False,
-  // with nothing taken, when pages are short.
+  // Makes `fork`, which has the same prompt as the running `leader`, run from the leader's caches:
+  // full pages are shared, a partly filled last page is copied (appended to `copies`, for the
+  // caller to do at once). False, with nothing taken, when pages are short.
   bool Fork(const Sequence& leader, Sequence* fork, std::vector<PageCopy>* copies);
 
   const std::vector<Sequence*>& running() const { return running_; }

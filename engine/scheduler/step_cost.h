@@ -1,6 +1,6 @@
-// StepCost predicts how long a step takes from steps already measured, to size prefill chunks and to refuse
-// deadlines that cannot be met. Thread rule: Observe and Budget on the engine thread; the best_* figures from
-// any thread.
+// StepCost predicts how long a step takes from steps already measured, to size prefill chunks and
+// to refuse deadlines that cannot be met. Thread rule: Observe and Budget on the engine thread; the
+// best_* figures from any thread.
 #pragma once
 
 #include <atomic>
@@ -16,9 +16,11 @@ class StepCost {
   // Prefill rows that fit beside `decode_rows` into `target_ms`; 0 only when decode alone fills it.
   int32_t PrefillRowsWithin(int32_t decode_rows, double target_ms) const;
 
-  // The least time ever seen for one prefill row and for one decode step of one sequence: what even an idle
-  // server cannot beat. 0 until measured.
-  double best_prefill_row_ms() const { return best_prefill_row_ms_.load(std::memory_order_relaxed); }
+  // The least time ever seen for one prefill row and for one decode step of one sequence: what even
+  // an idle server cannot beat. 0 until measured.
+  double best_prefill_row_ms() const {
+    return best_prefill_row_ms_.load(std::memory_order_relaxed);
+  }
   double best_decode_ms() const { return best_decode_ms_.load(std::memory_order_relaxed); }
 
  private:

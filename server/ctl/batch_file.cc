@@ -74,7 +74,8 @@ absl::Status TakeLine(const json& line, v1::GenerationOptions options, const std
     } else if (key == "sampling") {
       status = TakeSampling(value, &options);
     } else if (key == "logprobs") {
-      if (!value.is_number_unsigned()) return absl::InvalidArgumentError("logprobs must be a count");
+      if (!value.is_number_unsigned())
+        return absl::InvalidArgumentError("logprobs must be a count");
       options.mutable_output()->set_logprobs(value.get<uint32_t>());
     } else {
       return absl::InvalidArgumentError(absl::StrFormat("unknown key '%s'", key));
@@ -106,7 +107,8 @@ json Choice(const StreamResult& result, const v1::Finished& finished) {
   const size_t index = finished.index();
   json out;
   out["text"] = index < result.texts.size() ? result.texts[index] : "";
-  out["token_ids"] = index < result.token_ids.size() ? json(result.token_ids[index]) : json::array();
+  out["token_ids"] =
+      index < result.token_ids.size() ? json(result.token_ids[index]) : json::array();
   out["finish_reason"] = ReasonName(finished.reason());
   return out;
 }

@@ -1,5 +1,6 @@
-// morphctl bench: a load of streaming requests against a running server. Closed loop: a fixed number in flight.
-// Open loop: a seeded Poisson rate that does not wait for answers, as real traffic does not.
+// morphctl bench: a load of streaming requests against a running server. Closed loop: a fixed
+// number in flight. Open loop: a seeded Poisson rate that does not wait for answers, as real
+// traffic does not.
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
@@ -79,8 +80,7 @@ class Load {
   // Gaps are gamma distributed with mean 1 / rate; shape = burstiness, 1 is Poisson.
   void RunOpen() {
     std::mt19937_64 random(flags_.seed);
-    std::gamma_distribution<double> gap(flags_.burstiness,
-                                        1.0 / (flags_.rate * flags_.burstiness));
+    std::gamma_distribution<double> gap(flags_.burstiness, 1.0 / (flags_.rate * flags_.burstiness));
     std::vector<std::thread> calls;
     auto due = std::chrono::steady_clock::now();
     for (size_t i = 0; i < requests_.size() && !interrupt_->requested(); ++i) {
@@ -197,9 +197,8 @@ int RunBench(Context* context, const BenchFlags& flags) {
       if (!outcome.ok) return Complain("warm-up: " + outcome.error, kExitFailed);
     }
   }
-  const BenchReport report =
-      Measure(Load(**connection, context, flags, std::move(load)).Run(), flags.objectives,
-              flags.ramp);
+  const BenchReport report = Measure(Load(**connection, context, flags, std::move(load)).Run(),
+                                     flags.objectives, flags.ramp);
   if (context->json) {
     nlohmann::ordered_json head = {{"device", server.device_name()},
                                    {"version", server.version()},

@@ -66,8 +66,8 @@ Summary Summarize(std::vector<double> samples) {
   out.count = static_cast<int64_t>(samples.size());
   if (samples.empty()) return out;
   std::sort(samples.begin(), samples.end());
-  out.mean = std::accumulate(samples.begin(), samples.end(), 0.0) /
-             static_cast<double>(samples.size());
+  out.mean =
+      std::accumulate(samples.begin(), samples.end(), 0.0) / static_cast<double>(samples.size());
   out.p50 = Quantile(samples, 0.50);
   out.p90 = Quantile(samples, 0.90);
   out.p99 = Quantile(samples, 0.99);
@@ -96,7 +96,8 @@ BenchReport Measure(std::vector<Outcome> outcomes, const Objectives& objectives,
             [](const Outcome& a, const Outcome& b) { return a.sent_at < b.sent_at; });
   const auto all = static_cast<int64_t>(outcomes.size());
   if (all - 2 * ramp < 1) ramp = 0;
-  // Throughput counts what happened inside the window: whole requests by when they ended, tokens by when they came.
+  // Throughput counts what happened inside the window: whole requests by when they ended, tokens by
+  // when they came.
   const double begin = outcomes.empty() ? 0 : outcomes[static_cast<size_t>(ramp)].sent_at;
   double end = begin;
   for (int64_t i = 0; i < all; ++i) {

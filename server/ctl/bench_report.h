@@ -2,8 +2,9 @@
 //   TTFT  request sent to the first message that carries a token
 //   E2EL  request sent to the last message
 //   TPOT  (E2EL - TTFT) / (completion tokens - 1), per request with at least two tokens
-//   ITL   gap between token messages; a gap before a message of m tokens counts as m samples of gap / m
-//   goodput  requests per second that met every stated objective; refused, failed and late ones did not
+//   ITL   gap between token messages; a gap before a message of m tokens counts as m samples of gap
+//   / m goodput  requests per second that met every stated objective; refused, failed and late ones
+//   did not
 // Pure functions.
 #pragma once
 
@@ -40,7 +41,8 @@ Outcome ToOutcome(const StreamResult& result);
 
 struct BenchReport {
   int64_t requests = 0, ok = 0, failed = 0;
-  double window_s = 0;  // First request sent to the last that was sent before the tail: see Measure.
+  double window_s =
+      0;  // First request sent to the last that was sent before the tail: see Measure.
   double requests_per_s = 0, output_tokens_per_s = 0, total_tokens_per_s = 0;
   double goodput_per_s = 0;
   bool has_objectives = false;

@@ -44,8 +44,8 @@ grpc::Status Ask(const Connection& connection, Context* context, bool stats,
                  v1::ChatRequest* request) {
   const bool terminal = isatty(STDOUT_FILENO) == 1;
   const bool many = request->options().sampling().n() > 1;
-  const StreamResult result = RunStream(
-      connection, context->interrupt, request, nullptr, [&](const v1::Delta& delta) {
+  const StreamResult result =
+      RunStream(connection, context->interrupt, request, nullptr, [&](const v1::Delta& delta) {
         if (many) return;  // Choices interleave; they are printed when all is there.
         const std::string text = terminal ? SafeForTerminal(delta.text()) : delta.text();
         std::fwrite(text.data(), 1, text.size(), stdout);

@@ -1,5 +1,5 @@
-// The subcommands of morphctl. Each Register adds its flags and, when chosen, stores what to run; each returns the
-// exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+// The subcommands of morphctl. Each Register adds its flags and, when chosen, stores what to run;
+// each returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 #pragma once
 
 #include <functional>
@@ -16,7 +16,7 @@ namespace morphserve::ctl {
 
 struct Context {
   ConnectionOptions connection;
-  std::string model;   // Empty: the server's only one.
+  std::string model;  // Empty: the server's only one.
   bool json = false;
   Interrupt* interrupt = nullptr;
   std::function<int()> run;  // Set by the subcommand that was chosen.

@@ -110,8 +110,8 @@ std::string Explain(const grpc::Status& status) {
     }
   }
   if (const auto retry = FindDetail<google::rpc::RetryInfo>(status)) {
-    const double seconds = static_cast<double>(retry->retry_delay().seconds()) +
-                           retry->retry_delay().nanos() * 1e-9;
+    const double seconds =
+        static_cast<double>(retry->retry_delay().seconds()) + retry->retry_delay().nanos() * 1e-9;
     out += absl::StrFormat("\n  may be sent again in %.1f s", seconds);
   }
   return out;

@@ -16,10 +16,10 @@ struct ConnectionOptions {
   std::string addr = "127.0.0.1:8001";
   std::string admin_addr = "127.0.0.1:8003";
   bool tls = false;
-  std::string tls_ca_file;   // Implies tls.
-  std::string tls_name;      // Name to expect in the certificate, when it is not the address.
-  std::string token_file;    // Holds one bearer token.
-  double timeout_s = 0;      // Deadline of each call; 0: the server's default.
+  std::string tls_ca_file;  // Implies tls.
+  std::string tls_name;     // Name to expect in the certificate, when it is not the address.
+  std::string token_file;   // Holds one bearer token.
+  double timeout_s = 0;     // Deadline of each call; 0: the server's default.
 };
 
 class Connection {

@@ -1,5 +1,5 @@
-// morphctl generate: continue one prompt, or run a file of requests with several in flight. A file run can be
-// broken off and started again: results that are there are kept.
+// morphctl generate: continue one prompt, or run a file of requests with several in flight. A file
+// run can be broken off and started again: results that are there are kept.
 #include <unistd.h>
 
 #include <CLI/App.hpp>
@@ -35,9 +35,8 @@ struct GenerateFlags {
 int RunOne(const Connection& connection, Context* context, const GenerateFlags& flags) {
   v1::GenerateRequest request;
   request.set_model(context->model);
-  request.set_text(flags.prompt == "-"
-                       ? std::string(std::istreambuf_iterator<char>(std::cin), {})
-                       : flags.prompt);
+  request.set_text(flags.prompt == "-" ? std::string(std::istreambuf_iterator<char>(std::cin), {})
+                                       : flags.prompt);
   flags.generation.Fill(request.mutable_options());
   request.mutable_options()->mutable_output()->set_token_ids(context->json);
   const bool terminal = isatty(STDOUT_FILENO) == 1;
@@ -106,16 +105,17 @@ class BatchRun {
       if (index >= requests_.size() || interrupt_->requested() || write_failed()) return;
       const BatchRequest& request = requests_[index];
       const StreamResult result = CallWithRetries(request);
-      if (!result.status.ok() && interrupt_->requested()) return;  // Not an answer: do it next time.
+      if (!result.status.ok() && interrupt_->requested())
+        return;  // Not an answer: do it next time.
       Record(request.id, result);
     }
   }
 
   StreamResult CallWithRetries(const BatchRequest& request) const {
     for (int attempt = 0;; ++attempt) {
-      StreamResult result = RunStream(connection_, interrupt_,
-                                      request.is_chat ? &request.chat : nullptr,
-                                      request.is_chat ? nullptr : &request.generate, nullptr);
+      StreamResult result =
+          RunStream(connection_, interrupt_, request.is_chat ? &request.chat : nullptr,
+                    request.is_chat ? nullptr : &request.generate, nullptr);
       if (!IsTransient(result.status) || attempt >= retries_ || interrupt_->requested()) {
         return result;
       }

@@ -26,7 +26,8 @@ void GenerationFlags::Register(CLI::App* command) {
   add("--logprobs", logprobs, "log-probabilities of each token and of this many alternatives");
   add("--priority", priority, "-100 to 100; higher is served first");
   add("--plan", plan, "layer plan, by id or unique prefix");
-  command->add_flag("--ignore-eos", ignore_eos, "do not end at the model's end token")->group(group);
+  command->add_flag("--ignore-eos", ignore_eos, "do not end at the model's end token")
+      ->group(group);
 }
 
 void GenerationFlags::Fill(v1::GenerationOptions* options) const {

@@ -1,5 +1,5 @@
-// The flags that shape a generation, shared by chat, generate and bench. A flag that was not given leaves its
-// field absent, so that the server's defaults hold.
+// The flags that shape a generation, shared by chat, generate and bench. A flag that was not given
+// leaves its field absent, so that the server's defaults hold.
 #pragma once
 
 #include <cstdint>

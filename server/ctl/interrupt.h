@@ -1,5 +1,6 @@
-// Interrupt turns Ctrl-C into a call: a thread of its own waits for SIGINT and SIGTERM and cancels the calls in
-// flight. Construct it first in main, so that every later thread inherits the blocked signals.
+// Interrupt turns Ctrl-C into a call: a thread of its own waits for SIGINT and SIGTERM and cancels
+// the calls in flight. Construct it first in main, so that every later thread inherits the blocked
+// signals.
 #pragma once
 
 #include <grpcpp/client_context.h>

@@ -39,12 +39,12 @@ void PrintRows(const Rows& rows) {
 }
 
 Rows LoadRows(const v1::Load& load) {
-  return {{"requests", absl::StrFormat("%d running, %d waiting (%d preempted)", load.running(),
-                                       load.waiting(), load.preempted())},
-          {"speed", absl::StrFormat("%.1f tokens/s, step p50 %.1f ms", load.tokens_per_second(),
-                                    load.step_ms_p50())},
-          {"pages", absl::StrFormat("%d of %d in use", load.pages().running(),
-                                    load.pages().total())}};
+  return {
+      {"requests", absl::StrFormat("%d running, %d waiting (%d preempted)", load.running(),
+                                   load.waiting(), load.preempted())},
+      {"speed", absl::StrFormat("%.1f tokens/s, step p50 %.1f ms", load.tokens_per_second(),
+                                load.step_ms_p50())},
+      {"pages", absl::StrFormat("%d of %d in use", load.pages().running(), load.pages().total())}};
 }
 
 int RunStatus(Context* context) {
@@ -102,20 +102,21 @@ int RunModels(Context* context) {
   for (const std::string& name : info.capabilities()) {
     capabilities += (capabilities.empty() ? "" : ", ") + name;
   }
-  PrintRows({{"name", info.name()},
-             {"family", info.family()},
-             {"parameters", absl::StrFormat("%.1f M", static_cast<double>(info.parameters()) / 1e6)},
-             {"layers", absl::StrFormat("%d", info.layers())},
-             {"vocabulary", absl::StrFormat("%d", info.vocab_size())},
-             {"context", absl::StrFormat("%d tokens", info.context_tokens_max())},
-             {"weights", info.weight_dtype()},
-             {"cache", info.kv_dtype()},
-             {"chat template", info.chat_template() ? "yes" : "no"},
-             {"capabilities", capabilities},
-             {"active plan", absl::StrFormat("%s, %d of %d layers full",
-                                             info.pointers().active().plan_id(),
-                                             info.pointers().active().full_layers(),
-                                             info.pointers().active().layers())}});
+  PrintRows(
+      {{"name", info.name()},
+       {"family", info.family()},
+       {"parameters", absl::StrFormat("%.1f M", static_cast<double>(info.parameters()) / 1e6)},
+       {"layers", absl::StrFormat("%d", info.layers())},
+       {"vocabulary", absl::StrFormat("%d", info.vocab_size())},
+       {"context", absl::StrFormat("%d tokens", info.context_tokens_max())},
+       {"weights", info.weight_dtype()},
+       {"cache", info.kv_dtype()},
+       {"chat template", info.chat_template() ? "yes" : "no"},
+       {"capabilities", capabilities},
+       {"active plan",
+        absl::StrFormat("%s, %d of %d layers full", info.pointers().active().plan_id(),
+                        info.pointers().active().full_layers(),
+                        info.pointers().active().layers())}});
   return kExitOk;
 }
 

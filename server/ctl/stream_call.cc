@@ -34,8 +34,7 @@ void Take(const v1::GenerateEvent& event, StreamResult* result,
 }  // namespace
 
 double SteadySeconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 StreamResult RunStream(const Connection& connection, Interrupt* interrupt,

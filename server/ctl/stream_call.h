@@ -1,5 +1,5 @@
-// StreamCall runs one streaming generation and hands its events to the caller as they come, with the times that
-// the benchmark's definitions need.
+// StreamCall runs one streaming generation and hands its events to the caller as they come, with
+// the times that the benchmark's definitions need.
 #pragma once
 
 #include <functional>

@@ -38,7 +38,8 @@ std::string RenderTable(const std::vector<std::vector<std::string>>& rows) {
       const std::string& cell = rows[r][c];
       const std::string pad(widths[c] - Columns(cell), ' ');
       // A heading follows the alignment of the column below it.
-      const bool right = IsNumber(r == 0 && rows.size() > 1 && c < rows[1].size() ? rows[1][c] : cell);
+      const bool right =
+          IsNumber(r == 0 && rows.size() > 1 && c < rows[1].size() ? rows[1][c] : cell);
       if (c > 0) line += "  ";
       line += right ? pad + cell : cell + pad;
     }
@@ -52,8 +53,8 @@ std::string SafeForTerminal(std::string_view text) {
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {
     const auto c = static_cast<unsigned char>(text[i]);
-    const bool c1 = c == 0xC2 && i + 1 < text.size() &&
-                    static_cast<unsigned char>(text[i + 1]) < 0xA0;
+    const bool c1 =
+        c == 0xC2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xA0;
     if ((c < 0x20 && c != '\n' && c != '\t') || c == 0x7F || c1) {
       out += "\xEF\xBF\xBD";
       if (c1) ++i;

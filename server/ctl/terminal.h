@@ -1,4 +1,5 @@
-// What morphctl shows on a terminal: tables, a progress line, and text from a model made safe to print.
+// What morphctl shows on a terminal: tables, a progress line, and text from a model made safe to
+// print.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,8 @@ namespace morphserve::ctl {
 // Columns aligned by their widest cell; the first row is the heading. Numbers are right-aligned.
 std::string RenderTable(const std::vector<std::vector<std::string>>& rows);
 
-// Control characters other than newline and tab, which could drive the terminal, become U+FFFD. Text must come
-// in whole characters.
+// Control characters other than newline and tab, which could drive the terminal, become U+FFFD.
+// Text must come in whole characters.
 std::string SafeForTerminal(std::string_view text);
 
 // One line on standard error that rewrites itself; silent when standard error is not a terminal.

@@ -17,7 +17,7 @@ namespace morphserve {
 
 struct CoreOptions {
   int32_t layers = 2;
-  int64_t super_blocks = 1;    // Each holds `pages_per_block` pages.
+  int64_t super_blocks = 1;  // Each holds `pages_per_block` pages.
   int64_t pages_per_block = 8192;
   SchedulerOptions scheduler = {};
 };

@@ -1,5 +1,5 @@
-// Catches: any difference between a request alone and in company, lost or leaked pages, events out of order,
-// preemption that loses tokens, starvation of decode by prefill.
+// Catches: any difference between a request alone and in company, lost or leaked pages, events out
+// of order, preemption that loses tokens, starvation of decode by prefill.
 #include "engine/engine_core.h"
 
 #include <gtest/gtest.h>
@@ -106,8 +106,7 @@ TEST(EngineCore, RecomputesChoicesThatFindNoPages) {
   auto sink = harness.Add(std::move(request));
   harness.RunAll();
   for (int32_t i = 0; i < 4; ++i) {
-    EXPECT_EQ(sink->tokens[i],
-              FakeContinuation(MakePrompt(100), 150, 0, static_cast<uint32_t>(i)));
+    EXPECT_EQ(sink->tokens[i], FakeContinuation(MakePrompt(100), 150, 0, static_cast<uint32_t>(i)));
   }
 }
 

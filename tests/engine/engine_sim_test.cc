@@ -1,6 +1,7 @@
-// The simulator: random clients against the real core, scheduler and page pool, from one seed. Arrivals, cancels,
-// deadlines, several choices, priorities, a small arena. After every step the books must balance; every request
-// that ends well must carry exactly the tokens of its prompt alone. A failure prints its seed.
+// The simulator: random clients against the real core, scheduler and page pool, from one seed.
+// Arrivals, cancels, deadlines, several choices, priorities, a small arena. After every step the
+// books must balance; every request that ends well must carry exactly the tokens of its prompt
+// alone. A failure prints its seed.
 #include <gtest/gtest.h>
 
 #include <random>

@@ -1,7 +1,8 @@
-// FakeRunner stands in for the model in engine tests. It keeps tokens where a model keeps K and V: every row
-// writes its token into its sequence's pages of every layer, and the token it samples is a hash of what the pages
-// hold. So a stale, shared, moved or lost page, a wrong position or a wrong row changes the output. The expected
-// output of a prompt is computed by FakeContinuation from the tokens alone.
+// FakeRunner stands in for the model in engine tests. It keeps tokens where a model keeps K and V:
+// every row writes its token into its sequence's pages of every layer, and the token it samples is
+// a hash of what the pages hold. So a stale, shared, moved or lost page, a wrong position or a
+// wrong row changes the output. The expected output of a prompt is computed by FakeContinuation
+// from the tokens alone.
 #pragma once
 
 #include <cstring>
@@ -19,7 +20,8 @@ inline constexpr int64_t kFakePageBytes = kPageTokens * static_cast<int64_t>(siz
 
 inline int32_t FakeNextToken(const std::vector<int32_t>& tokens, uint64_t seed, uint32_t choice) {
   uint64_t hash = 0xcbf29ce484222325ull ^ seed ^ (uint64_t{choice} << 32);
-  for (const int32_t token : tokens) hash = (hash ^ static_cast<uint64_t>(token)) * 0x100000001b3ull;
+  for (const int32_t token : tokens)
+    hash = (hash ^ static_cast<uint64_t>(token)) * 0x100000001b3ull;
   hash ^= hash >> 29;
   return static_cast<int32_t>(hash % kFakeVocab);
 }

@@ -1,4 +1,5 @@
-// RecordingSink remembers the events of one request and checks the order of the stream contract as they come.
+// RecordingSink remembers the events of one request and checks the order of the stream contract as
+// they come.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// Catches: pages handed out twice, lost pages, super-blocks that do not come home, partial allocations.
+// Catches: pages handed out twice, lost pages, super-blocks that do not come home, partial
+// allocations.
 #include "engine/cache/unit_pool.h"
 
 #include <gtest/gtest.h>
