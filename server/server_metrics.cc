@@ -27,7 +27,6 @@ using Family = prometheus::Family<T>;
 
 constexpr size_t kPlansMax = 64;  // More plans than this share one series, "other".
 constexpr int kCodes = 17;        // grpc::StatusCode is 0 to 16.
-constexpr int kPageTokens = 64;
 
 constexpr std::array<const char*, kCodes> kCodeNames = {
     "OK",           "CANCELLED",         "UNKNOWN",          "INVALID_ARGUMENT",
@@ -314,12 +313,11 @@ void ServerMetrics::OnAuthFailure(std::string_view cause) {
 
 ServerMetrics::PlanSeries& ServerMetrics::Plan(std::string_view plan_id) {
   if (last_plan_ != nullptr && last_plan_->plan == plan_id) return *last_plan_;
-  const std::string_view name = plans_.size() < kPlansMax || plan_id == "other" ? plan_id : "";
   for (const auto& plan : plans_) {
     if (plan->plan == plan_id) return *(last_plan_ = plan.get());
   }
-  if (name.empty()) return Plan("other");
-  plans_.push_back(std::make_unique<PlanSeries>(*families_, std::string(name)));
+  if (plans_.size() >= kPlansMax && plan_id != "other") return Plan("other");
+  plans_.push_back(std::make_unique<PlanSeries>(*families_, std::string(plan_id)));
   return *(last_plan_ = plans_.back().get());
 }
 
@@ -331,15 +329,18 @@ void ServerMetrics::OnStep(const StepReport& report) {
   if (report.recomputed_tokens > 0) {
     families_->recomputed_preempted.Increment(report.recomputed_tokens);
   }
-  MutexLock lock(&mutex_);
-  steps_.push_back({absl::Now(), report});
-  if (steps_.size() > kStepsKept) steps_.pop_front();
-  // Reports do not split their tokens by plan; while one plan serves, all are its own.
-  if (engine_ != nullptr) {
-    PlanSeries& plan = Plan(engine_->info().active_plan_id);
-    plan.prompt_tokens.Increment(report.prompt_tokens);
-    plan.generation_tokens.Increment(report.output_tokens);
+  std::string plan_id;
+  {
+    MutexLock lock(&mutex_);
+    steps_.push_back({absl::Now(), report});
+    if (steps_.size() > kStepsKept) steps_.pop_front();
+    plan_id = active_plan_;
   }
+  // Reports do not split their tokens by plan; while one plan serves, all are its own.
+  if (plan_id.empty()) return;
+  PlanSeries& plan = Plan(plan_id);
+  plan.prompt_tokens.Increment(report.prompt_tokens);
+  plan.generation_tokens.Increment(report.output_tokens);
 }
 
 void ServerMetrics::OnFirstToken(std::string_view plan_id, double ttft_s) {
@@ -381,9 +382,13 @@ void ServerMetrics::SetModelName(std::string name) {
 }
 
 void ServerMetrics::AttachEngine(const Engine* engine) {
-  MutexLock lock(&mutex_);
+  MutexLock render_lock(&render_mutex_);
   engine_ = engine;
   if (engine == nullptr) return;
+  {
+    MutexLock lock(&mutex_);
+    active_plan_ = engine->info().active_plan_id;
+  }
   families_->cache_config
       .Add({{"block_size", std::to_string(kPageTokens)},
             {"num_gpu_blocks", std::to_string(engine->info().memory.pages_total)}})
@@ -420,12 +425,15 @@ void ServerMetrics::RefreshGauges() {
 }
 
 std::string ServerMetrics::Render() {
+  {
+    // So that the engine cannot be detached while it is read, and two scrapes do not both add the same
+    // processor time. Not mutex_: the engine thread takes that one inside a step.
+    MutexLock lock(&render_mutex_);
+    RefreshGauges();
+  }
   std::string model_name;
   {
-    // Under the lock, so that the engine cannot be detached while it is read, and two scrapes do not
-    // both add the same processor time.
     MutexLock lock(&mutex_);
-    RefreshGauges();
     model_name = model_name_;
   }
   std::vector<prometheus::MetricFamily> collected = families_->registry.Collect();

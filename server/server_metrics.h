@@ -74,7 +74,7 @@ class ServerMetrics final : public EngineObserver {
 
   PlanSeries& Plan(std::string_view plan_id);
   RpcSeries& Rpc(std::string_view service, std::string_view method);
-  void RefreshGauges() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RefreshGauges() ABSL_EXCLUSIVE_LOCKS_REQUIRED(render_mutex_);
 
   const std::unique_ptr<Families> families_;
   std::vector<std::unique_ptr<RpcSeries>> rpcs_;  // Constant after construction; the last is "other".
@@ -83,9 +83,12 @@ class ServerMetrics final : public EngineObserver {
   std::vector<std::unique_ptr<PlanSeries>> plans_;
   PlanSeries* last_plan_ = nullptr;
 
+  Mutex render_mutex_;  // Never taken on the engine thread. Before mutex_ where both are held.
+  const Engine* engine_ ABSL_GUARDED_BY(render_mutex_) = nullptr;
+
   mutable Mutex mutex_;
   std::string model_name_ ABSL_GUARDED_BY(mutex_);
-  const Engine* engine_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  std::string active_plan_ ABSL_GUARDED_BY(mutex_);
   std::deque<Step> steps_ ABSL_GUARDED_BY(mutex_);
 };
 

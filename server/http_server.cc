@@ -1,0 +1,114 @@
+#include "server/http_server.h"
+
+#include <civetweb.h>
+
+#include <string_view>
+
+#include "absl/strings/str_format.h"
+#include "engine/base/log.h"
+#include "server/server_config.h"
+
+namespace morphserve {
+namespace {
+
+const char* Reason(int status) {
+  switch (status) {
+    case 200: return "OK";
+    case 404: return "Not Found";
+    case 405: return "Method Not Allowed";
+    default: return "Service Unavailable";
+  }
+}
+
+// The library's own complaints, of which a hostile client can make many, are for whoever debugs.
+int LogMessage(const mg_connection*, const char* message) {
+  MS_LOG(DEBUG) << "http: " << message;
+  return 1;
+}
+
+// Access lines say who asked for what: not kept.
+int LogAccess(const mg_connection*, const char*) { return 1; }
+
+void Send(mg_connection* connection, const HttpPage& page, bool body) {
+  const std::string head = absl::StrFormat(
+      "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
+      "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
+      page.status, Reason(page.status), page.content_type, page.body.size());
+  mg_write(connection, head.data(), head.size());
+  if (body) mg_write(connection, page.body.data(), page.body.size());
+}
+
+// The form the library reads: it takes literal addresses only.
+std::string ListeningPorts(const HostPort& address) {
+  if (address.host == "localhost") return absl::StrFormat("127.0.0.1:%d", address.port);
+  if (address.host.find(':') != std::string::npos) {
+    return absl::StrFormat("[%s]:%d", address.host, address.port);
+  }
+  return absl::StrFormat("%s:%d", address.host, address.port);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Create(const std::string& address,
+                                                               Pages pages) {
+  HostPort parsed;
+  if (!ParseHostPort(address, &parsed)) {
+    return absl::InvalidArgumentError(absl::StrFormat("listen.http is '%s'", address));
+  }
+  static const unsigned kFeatures = mg_init_library(MG_FEATURES_DEFAULT | MG_FEATURES_IPV6);
+  if (parsed.host.find(':') != std::string::npos && (kFeatures & MG_FEATURES_IPV6) == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("listen.http is '%s'; IPv6 is not available", address));
+  }
+  const std::string ports = ListeningPorts(parsed);
+  // Few threads and short waits: scrapers and probes are few, and a stalled one must not hold a page.
+  const char* const options[] = {"listening_ports", ports.c_str(), "num_threads", "4",
+                                 "request_timeout_ms", "5000", "enable_keep_alive", "no",
+                                 "max_request_size", "16384", "connection_queue", "32",
+                                 "linger_timeout_ms", "0", nullptr};
+  mg_callbacks callbacks{};
+  callbacks.log_message = &LogMessage;
+  callbacks.log_access = &LogAccess;
+  std::unique_ptr<HttpServer> server(new HttpServer(std::move(pages)));
+  server->context_ = mg_start(&callbacks, server.get(), const_cast<const char**>(options));
+  if (server->context_ == nullptr) {
+    return absl::UnavailableError(absl::StrFormat("listen.http: cannot listen on %s", address));
+  }
+  mg_server_port bound{};
+  if (mg_get_server_ports(server->context_, 1, &bound) != 1) {
+    return absl::UnavailableError(absl::StrFormat("listen.http: no port bound on %s", address));
+  }
+  server->port_ = bound.port;
+  mg_set_request_handler(server->context_, "/", &HttpServer::Handle, server.get());
+  return server;
+}
+
+HttpServer::~HttpServer() {
+  if (context_ != nullptr) mg_stop(context_);
+}
+
+int HttpServer::Handle(mg_connection* connection, void* self) {
+  return static_cast<const HttpServer*>(self)->Serve(connection);
+}
+
+int HttpServer::Serve(mg_connection* connection) const {
+  const mg_request_info* info = mg_get_request_info(connection);
+  const std::string_view method = info->request_method != nullptr ? info->request_method : "";
+  const char* path = info->local_uri != nullptr ? info->local_uri : "";
+  HttpPage page;
+  if (method != "GET" && method != "HEAD") {
+    page.status = 405;
+    page.body = "only GET and HEAD are answered\n";
+  } else if (const auto found = pages_.find(path); found != pages_.end()) {
+    page = found->second();
+  } else {
+    page.status = 404;
+    page.body = "pages:";
+    for (const auto& [name, make] : pages_) page.body += " " + name;
+    page.body += "\n";
+  }
+  Send(connection, page, method != "HEAD");
+  return page.status;
+}
+
+}  // namespace morphserve
