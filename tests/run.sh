@@ -106,7 +106,7 @@ run_tsan() {
 
 run_python() {
   py tidy tests/tidy_test.py
-  py deploy tests/deploy
+  MORPHSERVE_BIN_DIR="${ROOT}/build/release/bin" py deploy tests/deploy
   compgen -G "${ROOT}/tests/e2e/test_*.py" >/dev/null || return
   MORPHSERVE_BIN_DIR="${ROOT}/build/release/bin" py e2e tests/e2e
 }
