@@ -3,6 +3,7 @@
 // piece cache is per thread. Built by tokenizer_json.h or tokenizer_gguf.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -16,6 +17,9 @@
 
 namespace morphserve {
 
+// The longest text that Encode takes; a server refuses far earlier.
+inline constexpr size_t kTextBytesMax = size_t{64} << 20;
+
 // A half-open range of bytes in a text.
 struct ByteRange {
   size_t begin = 0;
@@ -25,8 +29,8 @@ struct ByteRange {
 struct EncodeOptions {
   // Adds what the post-processor adds (BOS, EOS, ...). Off for rendered chats.
   bool add_special_tokens = false;
-  // Added tokens match in the text. When `trusted` is given they match only inside ranges all of whose
-  // bytes are trusted (written by the template, not by a user).
+  // Added tokens match in the text. When `trusted` is given they match only inside ranges all of
+  // whose bytes are trusted (written by the template, not by a user).
   bool parse_added_tokens = true;
   // Sorted, disjoint. Null: everything is trusted.
   const std::vector<ByteRange>* trusted = nullptr;
@@ -55,6 +59,8 @@ class Tokenizer {
   virtual bool has_piece(int32_t id) const = 0;
   // The bytes that decoding concatenates. Of a byte-fallback token: its single byte.
   virtual std::string_view piece_bytes(int32_t id) const = 0;
+  // The same when it is the first token of a whole text; only Metaspace decoders differ there.
+  virtual std::string_view first_piece_bytes(int32_t id) const { return piece_bytes(id); }
   // Special in the sense of skip_special_tokens.
   virtual bool is_special(int32_t id) const = 0;
   // True for a byte token of a byte-fallback vocabulary (a run of them is held to its end).
@@ -66,6 +72,8 @@ class Tokenizer {
 
   virtual const SpecialTokens& special() const = 0;
   virtual size_t longest_piece_bytes() const = 0;
+  // Bytes of all texts encoded so far that no token stands for, so that they got no id.
+  virtual int64_t dropped_bytes_total() const { return 0; }
   // "byte-level BPE (smollm), 49152 tokens": for logs and GetModelInfo.
   virtual std::string Describe() const = 0;
 };
