@@ -69,6 +69,8 @@ struct SampleResult {
 // Reusable memory of one sampling thread; starts empty and grows to the vocabulary.
 struct SampleScratch {
   std::vector<std::pair<float, int32_t>> candidates;
+  std::vector<float> weights;
+  std::vector<float> untouched;  // Logits as the model gave them, when log-probabilities are asked.
 };
 
 // First word of Philox4x32-10 as a 24-bit uniform in [0, 1). Source: Salmon et al. 2011.
