@@ -120,11 +120,20 @@ def blank_comments_and_literals(text):
     return CPP_TOKEN.sub(blank, text)
 
 
-def all_files():
+def all_paths():
+    """What git would commit; in an unpacked archive or an image, what is no build output."""
     listing = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True, check=True, text=True).stdout
-    for path in sorted(set(filter(None, listing.split("\0")))):
+        capture_output=True, check=False, text=True)
+    if listing.returncode == 0:
+        return sorted(set(filter(None, listing.stdout.split("\0"))))
+    found = (p.relative_to(ROOT) for p in ROOT.rglob("*") if p.is_file())
+    generated = {"build", ".cache", ".git", "__pycache__"}
+    return sorted(str(p) for p in found if not generated.intersection(p.parts))
+
+
+def all_files():
+    for path in all_paths():
         full = ROOT / path
         if path.startswith(GENERATED) or not full.is_file() or full.is_symlink():
             continue
