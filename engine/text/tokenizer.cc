@@ -169,7 +169,8 @@ SpecTokenizer::SpecTokenizer(TokenizerSpec spec, PieceTable pieces,
     added_ids_.emplace(token.content, token.id);
     if (!token.special) continue;
     special_flags_[Index(token.id)] = true;
-    spec.model.protected_ids.push_back(token.id);
+    // Tokens beyond the model's own cannot come out of it.
+    if (Index(token.id) < spec.model.tokens.size()) spec.model.protected_ids.push_back(token.id);
   }
   bpe_ = Bpe::Create(std::move(spec.model));
 }
