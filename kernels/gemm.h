@@ -1,19 +1,25 @@
 // What         Matrix product of token rows with packed weights, several matrices over one input.
-// Math         y[t, n] (+)= bias[n] + sum_k x[t, k] * w[n, k].
-//              Quantised formats: x is quantised per token in groups of 32 to int8 with one scale
-//              (scale = max|x| / 127); a group's dot is an exact int32; group sums are added in
-//              ascending order, one f32 chain per output: y = fma(d_w * d_x, dot, y) and, for
-//              formats with a minimum, y = fma(m_w, sum_x, y). Float formats: one f32 FMA chain per
-//              output, k ascending. So the bits of a row do not depend on the number of rows, the
-//              number of threads or the instruction set.
+// Math         y[t, n] = [y[t, n] +] (sum_k x[t, k] * w[n, k] + bias[n]), the sum first.
+//              Quantised formats: x is quantised per token in groups of 32 to int8: scale d_x =
+//              max|x| / 127, q = nearest even of x * (127 / max|x|); a group below 2^-100 counts as
+//              zero. A group's dot with the weights' integers is an exact int32; groups are added
+//              in ascending order, one f32 chain per output: y = fma(d_w * d_x, dot, y) and, for
+//              formats with a minimum, y = fma(m_w, d_x * sum(q), y). Q6K: the two integer scales
+//              of a group are inside `dot`. Float formats: one f32 FMA chain per output, k
+//              ascending. So the bits of a row do not depend on the number of rows, the number of
+//              threads or the instruction set.
 // Shapes       x [rows, k]; w [n, k]; bias? [n]; y [rows, n]. Strides in elements.
 // Dtypes       x, bias, y: f32. w: one of WeightFormat.
-// Aliasing     no y may overlap x.
-// Padding      rows == 0 does nothing. With a row list, entry r names the row of x and of y to use;
-//              -1 skips it and writes nothing.
-// Limits       k a multiple of 32 for quantised formats, any k >= 1 for floats; any n >= 1.
-// Launch       cpu: panels of 16 outputs, split statically over the pool.
-// Cost         bytes = PackedBytes of every part (read once) + x + y; flops = 2 * rows * n * k.
+// Aliasing     no y may overlap x or another y.
+// Padding      rows == 0 does nothing. With a row list, entry r names the row of x and of y to use,
+//              each row at most once; -1 skips it and writes nothing.
+// Limits       k a multiple of 32 for kQ8 and kQ4, of 256 for the K formats, any k >= 1 for floats;
+//              any n >= 1. A NaN or infinity in a row of x makes all outputs of the row NaN with
+//              quantised weights, and follows IEEE rules with float weights.
+// Launch       cpu: units of one panel of 16 outputs and up to 64 rows, split statically over the
+//              pool by bytes. With AMX, 7 rows and more go through the matrix unit (not kQ6K).
+// Cost         bytes = PackedBytes of every part (read once up to about 500 rows) + x + y;
+//              flops = 2 * rows * n * k. Share of the ceilings: tests/bench/gemm_bench.cc.
 // Determinism  bitwise repeatable; rows independent. Workspace: MatmulWorkspaceBytes.
 // Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
 #pragma once
@@ -53,22 +59,26 @@ struct PackedMatrix {
   const std::byte* data = nullptr;
 };
 
-// Bytes a packed [n, k] matrix takes.
+// Bytes a packed [n, k] matrix takes. Against the file: Q4_1, Q8_0, Q6_K and floats the same to 1 %,
+// Q4_K and Q5_K 3 % more, Q4_0 11 % more (its minima are stored).
 int64_t PackedBytes(WeightFormat format, int32_t n, int32_t k);
 
 // Packs rows [row_begin, row_begin + row_count) of a file's row-major matrix (`source` holds just
 // these rows, in type `type`) into `destination`, which has room for PackedBytes. row_begin must
-// be a multiple of 16, and row_count too unless the rows are the last. `format` is
-// NativeFormat(type), or kBF16 or kF32, to which any type converts (dequantised, rounded once).
-// Columns past k and rows past n of the last panel are zeroed. Thread-safe for disjoint rows.
+// be a multiple of 16, and row_count too unless the rows are the last. `shape` gives n, k and the
+// format (its data is not used): NativeFormat(type), or kBF16 or kF32, to which any type converts
+// (dequantised, rounded once). Rows past n of the last panel are zeroed. Thread-safe for disjoint
+// rows. INVALID_ARGUMENT for a broken limit of the format, for rows that do not fill panels, and
+// for a Q4_0 scale of 8192 and more, whose minimum no f16 holds.
 absl::Status PackRows(DType type, const std::byte* source, int32_t row_begin, int32_t row_count,
                       const PackedMatrix& shape, std::byte* destination);
 
-// Writes row `row` of the packed matrix as k floats: what the products above multiply with.
+// Writes row `row` (in range) of the packed matrix as k floats: what the products multiply with,
+// and for native formats exactly what Dequantize gives.
 // Embedding look-up of a tied head reads the packed head through this.
 void UnpackRow(const PackedMatrix& matrix, int32_t row, float* out);
 
-// Dequantises `count` elements (a multiple of BlockElements) of a file's type to f32.
+// Dequantises `count` elements (a multiple of BlockElements) of a file's type to f32. No alignment.
 void Dequantize(DType type, const std::byte* source, int64_t count, float* out);
 
 struct MatmulPart {
