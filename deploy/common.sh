@@ -19,13 +19,15 @@ die() {
   exit 1
 }
 
-# Compile jobs: one a processor, but no more than memory allows (about 1.5 GB a compiler).
+# Compile jobs: one a processor, but no more than memory allows (about 1.5 GB a compiler), unless
+# cmake's own variable says otherwise.
 build_jobs() {
-  local processors memory_gb
+  local processors compilers
+  [[ -z "${CMAKE_BUILD_PARALLEL_LEVEL:-}" ]] || { echo "${CMAKE_BUILD_PARALLEL_LEVEL}" && return; }
   processors="$(nproc)"
-  memory_gb="$(awk '/^MemAvailable:/ {print int($2 / 1572864)}' /proc/meminfo)"
-  [[ "${memory_gb}" -ge 1 ]] || memory_gb=1
-  echo $((processors < memory_gb ? processors : memory_gb))
+  compilers="$(awk '/^MemAvailable:/ {print int($2 / 1572864)}' /proc/meminfo)"
+  [[ "${compilers}" -ge 1 ]] || compilers=1
+  echo $((processors < compilers ? processors : compilers))
 }
 
 # The folder that holds google/rpc/*.proto inside the Python environment.
