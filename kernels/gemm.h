@@ -59,8 +59,8 @@ struct PackedMatrix {
   const std::byte* data = nullptr;
 };
 
-// Bytes a packed [n, k] matrix takes. Against the file: Q4_1, Q8_0, Q6_K and floats the same to 1 %,
-// Q4_K and Q5_K 3 % more, Q4_0 11 % more (its minima are stored).
+// Bytes a packed [n, k] matrix takes. Against the file: Q4_1, Q8_0, Q6_K and floats the same to
+// 1 %, Q4_K and Q5_K 3 % more, Q4_0 11 % more (its minima are stored).
 int64_t PackedBytes(WeightFormat format, int32_t n, int32_t k);
 
 // Packs rows [row_begin, row_begin + row_count) of a file's row-major matrix (`source` holds just
