@@ -31,8 +31,8 @@ void Occupy(TextPool* pool, Gate* gate) {
 }
 
 TEST(TextPool, RefusesWhenTooManyJobsWait) {
+  Gate gate;  // Outlives the thread that waits at it.
   TextPool pool({.threads = 1, .jobs_max = 2});
-  Gate gate;
   Occupy(&pool, &gate);
   std::atomic<int> ran{0};
   EXPECT_TRUE(pool.TryPost(1, [&ran] { ++ran; }));
@@ -45,8 +45,8 @@ TEST(TextPool, RefusesWhenTooManyJobsWait) {
 }
 
 TEST(TextPool, RefusesWhenTooManyBytesWaitButTakesOneOfAnySize) {
-  TextPool pool({.threads = 1, .jobs_max = 100, .bytes_max = 10});
   Gate gate;
+  TextPool pool({.threads = 1, .jobs_max = 100, .bytes_max = 10});
   Occupy(&pool, &gate);
   EXPECT_TRUE(pool.TryPost(1000, [] {}));
   EXPECT_FALSE(pool.TryPost(1, [] {}));
