@@ -126,7 +126,8 @@ def ours_served(model, threads):
             stderr=subprocess.DEVNULL)
         while not ready.exists():
             time.sleep(0.02)
-        channel = grpc.insecure_channel(json.loads(ready.read_text())["inference"])
+        port = json.loads(ready.read_text())["inference"]
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         stub = inference_pb2_grpc.InferenceStub(channel)
 
         def call(i):

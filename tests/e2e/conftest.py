@@ -50,7 +50,7 @@ class Server:
         self.log_path = log_path
 
     def address(self, name="inference"):
-        return self.ports[name]
+        return f"127.0.0.1:{self.ports[name]}"
 
     def log(self):
         return self.log_path.read_text(errors="replace")
