@@ -68,7 +68,7 @@ start_server() {
 import json, sys
 
 bound = json.load(open(sys.argv[1]))
-print(*(bound[name] for name in ("inference", "http", "admin")))
+print(*(f"127.0.0.1:{bound[name]}" for name in ("inference", "http", "admin")))
 PYTHON
   )
   note "ready: inference ${INFERENCE}, metrics http://${HTTP}/metrics, admin ${ADMIN}"

@@ -19,7 +19,7 @@ BIN = pathlib.Path(os.environ.get("MORPHSERVE_BIN_DIR", ROOT / "build" / "releas
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Ports of a server with the default model; skipped, visibly, when there is none to start."""
+    """Ports by listener of a server with the default model; skipped, visibly, when there is none to start."""
     model = os.environ.get("MORPHSERVE_TEST_MODEL", "")
     if not (BIN / "morphserve").exists() or not pathlib.Path(model).is_file():
         pytest.skip("needs a release build and MORPHSERVE_TEST_MODEL")
@@ -43,7 +43,7 @@ def server(tmp_path_factory):
 
 
 def scrape(server):
-    with urllib.request.urlopen(f"http://{server['http']}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server['http']}/metrics", timeout=10) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain")
         return answer.read().decode()
 
@@ -58,7 +58,7 @@ def readme_client(server, tmp_path_factory):
     protos = sorted((ROOT / "proto").glob("morphserve/v1/*.proto"))
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-I", ROOT / "proto",
                     f"--python_out={folder}", f"--grpc_python_out={folder}", *protos], check=True)
-    return subprocess.run([sys.executable, "client.py", server["inference"]], cwd=folder,
+    return subprocess.run([sys.executable, "client.py", f"127.0.0.1:{server['inference']}"], cwd=folder,
                           text=True, capture_output=True, timeout=120, check=False)
 
 
@@ -96,5 +96,5 @@ def test_a_served_request_is_counted(server, readme_client):
 
 @pytest.mark.parametrize("page", ["livez", "readyz", "statusz"])
 def test_page_answers(server, page):
-    with urllib.request.urlopen(f"http://{server['http']}/{page}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server['http']}/{page}", timeout=10) as answer:
         assert answer.status == 200 and answer.read()
