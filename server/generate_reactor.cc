@@ -58,8 +58,9 @@ GenerationCall::GenerationCall(grpc::CallbackServerContext* context, CallInfo in
       state_(std::make_shared<GenerationState>(MakeRequestId())) {}
 
 absl::Status GenerationCall::CancelStatus() const {
-  // At its deadline gRPC cancels a call itself.
-  if (clock_->Now() >= info_.deadline) {
+  // A client whose deadline passes cancels the call, a transit before the deadline passes here.
+  constexpr absl::Duration kTransitMax = absl::Milliseconds(100);
+  if (clock_->Now() + kTransitMax >= info_.deadline) {
     return WithReason(absl::DeadlineExceededError("deadline of the call passed"),
                       reason::kDeadlinePassed);
   }

@@ -189,6 +189,11 @@ class FakeEngine final : public Engine {
     }
     return cancelled_;
   }
+  // Lets go of every sink, as an engine does when a request has ended.
+  void Forget() {
+    MutexLock lock(&mutex_);
+    taken_.clear();
+  }
   size_t submitted() const {
     MutexLock lock(&mutex_);
     return submitted_.size();
