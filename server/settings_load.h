@@ -13,9 +13,10 @@
 namespace morphserve {
 
 struct SettingsSources {
-  std::string yaml;  // The configuration file's text; empty: none.
-  std::vector<std::pair<std::string, std::string>> environment;  // Only MORPHSERVE_... is looked at.
-  std::vector<std::pair<std::string, std::string>> overrides;    // Key and value, in order.
+  std::string yaml = {};  // The configuration file's text; empty: none.
+  // Only MORPHSERVE_... is looked at.
+  std::vector<std::pair<std::string, std::string>> environment = {};
+  std::vector<std::pair<std::string, std::string>> overrides = {};  // Key and value, in order.
 };
 
 struct LoadedSettings {

@@ -1,0 +1,205 @@
+// Catches a combination of settings that starts although it is unsafe or contradictory, an option that does
+// not reach the engine, and a command line that is misread.
+#include "server/server_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "server/command_line.h"
+#include "server/settings.h"
+#include "server/settings_load.h"
+
+namespace morphserve {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Pair;
+
+ServerConfig With(std::vector<std::pair<std::string, std::string>> values) {
+  ServerConfig config;
+  config.model.path = "model.gguf";
+  for (const auto& [key, value] : values) {
+    const SettingField* field = FindSetting(key);
+    EXPECT_NE(field, nullptr) << key;
+    const absl::Status status = SetSetting(*field, value, &config);
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  return config;
+}
+
+TEST(Config, DefaultsWithAModelAreValid) { EXPECT_THAT(ValidateConfig(With({})), IsEmpty()); }
+
+TEST(Config, AModelIsNeeded) {
+  EXPECT_THAT(ValidateConfig(ServerConfig()), ElementsAre(HasSubstr("model.path is not set")));
+}
+
+TEST(Config, AListenerBeyondLoopbackNeedsTlsAndTokens) {
+  for (const char* key : {"listen.inference", "listen.admin"}) {
+    const std::string address = "0.0.0.0:9000";
+    EXPECT_THAT(ValidateConfig(With({{key, address}})), ElementsAre(HasSubstr(key)));
+    EXPECT_THAT(ValidateConfig(With({{key, address}, {"auth.tokens_file", "t"}})),
+                ElementsAre(HasSubstr("security.allow_insecure")));
+    EXPECT_THAT(ValidateConfig(With({{key, address}, {"tls.cert", "c"}, {"tls.key", "k"}})),
+                ElementsAre(HasSubstr(key)));
+    EXPECT_THAT(ValidateConfig(With({{key, address},
+                                     {"tls.cert", "c"},
+                                     {"tls.key", "k"},
+                                     {"auth.tokens_file", "t"}})),
+                IsEmpty());
+    EXPECT_THAT(ValidateConfig(With({{key, address}, {"security.allow_insecure", "true"}})),
+                IsEmpty());
+    EXPECT_THAT(ValidateConfig(With({{key, address}, {"security.allow_plain_http", "true"}})),
+                ElementsAre(HasSubstr(key)));
+  }
+}
+
+TEST(Config, PlainHttpBeyondLoopbackIsAskedForByName) {
+  const std::pair<std::string, std::string> open = {"listen.http", "[::]:8002"};
+  EXPECT_THAT(ValidateConfig(With({open, {"tls.cert", "c"}, {"tls.key", "k"},
+                                   {"auth.tokens_file", "t"}})),
+              ElementsAre(HasSubstr("security.allow_plain_http")));
+  EXPECT_THAT(ValidateConfig(With({open, {"security.allow_plain_http", "true"}})), IsEmpty());
+  EXPECT_THAT(ValidateConfig(With({open, {"security.allow_insecure", "true"}})), IsEmpty());
+}
+
+TEST(Config, OnlyLiteralAddressesAndLocalhostAreLoopback) {
+  const auto loopback = [](const std::string& address) {
+    HostPort out;
+    EXPECT_TRUE(ParseHostPort(address, &out)) << address;
+    return out.loopback;
+  };
+  EXPECT_TRUE(loopback("127.0.0.1:1"));
+  EXPECT_TRUE(loopback("127.1.2.3:1"));
+  EXPECT_TRUE(loopback("localhost:1"));
+  EXPECT_TRUE(loopback("[::1]:1"));
+  EXPECT_FALSE(loopback("127.example.com:1"));
+  EXPECT_FALSE(loopback("0.0.0.0:1"));
+  EXPECT_FALSE(loopback("[::]:1"));
+  EXPECT_FALSE(loopback("10.0.0.1:1"));
+  HostPort out;
+  for (const char* bad : {"", ":1", "a", "a:", "a:x", "a:-1", "a:65536", "a:1 ", "::1:80", "[]:1",
+                          "[::1:1", "a b:1", "a/b:1", "[a%b]:1"}) {
+    EXPECT_FALSE(ParseHostPort(bad, &out)) << bad;
+  }
+}
+
+TEST(Config, ContradictionsAreAllNamed) {
+  const std::vector<std::string> problems =
+      ValidateConfig(With({{"tls.cert", "c"},
+                           {"limits.deadline_default_s", "5000"},
+                           {"grpc.connection_age_grace_s", "10"},
+                           {"limits.prompt_bytes", "9MiB"},
+                           {"stream.outbox_bytes_max", "17MiB"},
+                           {"scheduler.chunk_tokens_min", "512"},
+                           {"scheduler.sequences_max", "512"},
+                           {"model.weights_dtype", "f32"},
+                           {"cache.kv_dtype", "f16"},
+                           {"listen.http", "127.0.0.1:8001"}}));
+  EXPECT_EQ(problems.size(), 9U) << ::testing::PrintToString(problems);
+  EXPECT_THAT(problems, ::testing::Contains(HasSubstr("both use port 8001")));
+  EXPECT_THAT(problems, ::testing::Contains(HasSubstr("tls.cert and tls.key go together")));
+}
+
+TEST(Config, EverySchedulerSettingReachesTheEngine) {
+  const EngineOptions options = ToEngineOptions(With({{"model.weights_dtype", "bf16"},
+                                                      {"cache.kv_dtype", "bf16"},
+                                                      {"cache.arena_bytes", "2MiB"},
+                                                      {"device.threads", "3"},
+                                                      {"limits.context_tokens", "777"},
+                                                      {"scheduler.sequences_max", "4"},
+                                                      {"scheduler.step_tokens_max", "99"},
+                                                      {"scheduler.step_ms_target", "7.5"},
+                                                      {"scheduler.chunk_tokens_min", "17"},
+                                                      {"scheduler.growth_tokens", "5"},
+                                                      {"scheduler.starvation_s", "2"},
+                                                      {"scheduler.preemptions_max", "1"},
+                                                      {"scheduler.deadline_admission", "off"},
+                                                      {"queue.requests_max", "6"},
+                                                      {"queue.tokens_max", "1000"}}));
+  EXPECT_EQ(options.weights_dtype, WeightsDType::kBF16);
+  EXPECT_EQ(options.kv_dtype, KvCacheDType::kBF16);
+  EXPECT_EQ(options.arena_bytes, 2 << 20);
+  EXPECT_EQ(options.threads, 3);
+  EXPECT_EQ(options.context_tokens, 777);
+  EXPECT_EQ(options.sequences_max, 4);
+  EXPECT_EQ(options.step_tokens_max, 99);
+  EXPECT_EQ(options.step_ms_target, 7.5);
+  EXPECT_EQ(options.chunk_tokens_min, 17);
+  EXPECT_EQ(options.growth_tokens, 5);
+  EXPECT_EQ(options.starvation_s, 2);
+  EXPECT_EQ(options.preemptions_max, 1);
+  EXPECT_FALSE(options.deadline_admission);
+  EXPECT_EQ(options.queue_requests_max, 6);
+  EXPECT_EQ(options.queue_tokens_max, 1000);
+}
+
+TEST(Config, TheSamplesOfTheRepositoryAreValid) {
+  for (const char* name : {"default", "production"}) {
+    std::ifstream file(std::string(MORPHSERVE_SOURCE_DIR) + "/deploy/config/" + name + ".yaml");
+    std::stringstream text;
+    text << file.rdbuf();
+    ASSERT_FALSE(text.str().empty()) << name;
+    const auto loaded =
+        LoadSettings({.yaml = text.str(), .overrides = {{"model.path", "model.gguf"}}});
+    ASSERT_TRUE(loaded.ok()) << name << ": " << loaded.status();
+    EXPECT_THAT(ValidateConfig(loaded->config), IsEmpty()) << name;
+    EXPECT_FALSE(loaded->config.security.allow_insecure) << name;
+  }
+}
+
+TEST(CommandLine, TakesDashesAndUnderscoresAndBothFormsOfAValue) {
+  const auto line =
+      ParseCommandLine({"--model", "a", "--weights-dtype=f32", "--kv_dtype", "f32", "--set",
+                        "limits.n=2", "--set=auth.tokens_file=x=y", "--ready-file", "r"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->action, CommandLine::Action::kServe);
+  EXPECT_EQ(line->ready_file, "r");
+  EXPECT_THAT(line->overrides,
+              ElementsAre(Pair("model.path", "a"), Pair("model.weights_dtype", "f32"),
+                          Pair("cache.kv_dtype", "f32"), Pair("limits.n", "2"),
+                          Pair("auth.tokens_file", "x=y")));
+}
+
+TEST(CommandLine, FaultsAreAllNamed) {
+  const auto line = ParseCommandLine({"--modle", "a", "extra", "--set", "novalue", "--version=1",
+                                      "--limits.n", "3", "--model"});
+  ASSERT_FALSE(line.ok());
+  const std::string problems(line.status().message());
+  EXPECT_THAT(problems, HasSubstr("unknown flag --modle; did you mean --model?"));
+  EXPECT_THAT(problems, HasSubstr("unexpected argument 'extra'"));
+  EXPECT_THAT(problems, HasSubstr("--set novalue: must be KEY=VALUE"));
+  EXPECT_THAT(problems, HasSubstr("--version takes no value"));
+  EXPECT_THAT(problems, HasSubstr("write --set limits.n=VALUE"));
+  EXPECT_THAT(problems, HasSubstr("--model needs a value"));
+}
+
+TEST(CommandLine, OneActionAtATime) {
+  EXPECT_FALSE(ParseCommandLine({"--version", "--check_config"}).ok());
+  EXPECT_FALSE(ParseCommandLine({"--probe_ca", "x"}).ok());
+  const auto probe = ParseCommandLine({"--probe=127.0.0.1:1,readiness", "--probe-ca", "x"});
+  ASSERT_TRUE(probe.ok());
+  EXPECT_EQ(probe->action, CommandLine::Action::kProbe);
+  EXPECT_EQ(probe->probe, "127.0.0.1:1,readiness");
+}
+
+TEST(CommandLine, HelpNamesEverySettingAndEveryShorthandIsOne) {
+  const std::string help = HelpText();
+  for (const SettingField& field : SettingTable()) {
+    EXPECT_THAT(help, HasSubstr(std::string(field.key)));
+  }
+  for (const char* flag : {"model", "device", "threads", "weights_dtype", "listen", "http", "admin",
+                           "context_tokens", "log_level", "tls_cert"}) {
+    const auto line = ParseCommandLine({std::string("--") + flag, "x"});
+    ASSERT_TRUE(line.ok()) << flag;
+    ASSERT_EQ(line->overrides.size(), 1U);
+    EXPECT_NE(FindSetting(line->overrides[0].first), nullptr) << line->overrides[0].first;
+  }
+}
+
+}  // namespace
+}  // namespace morphserve

@@ -1,0 +1,224 @@
+// Catches a family without a row in the table or the manual, an event counted under the wrong label, a
+// gauge that is not refreshed, and label values that a client could add to.
+#include "server/server_metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "server/metric_table.h"
+#include "tests/server/process_fakes.h"
+
+namespace morphserve {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+// The value of the first series of `name` whose labels contain all of `labels`; -1 when there is none.
+double Value(const std::string& text, const std::string& name,
+             const std::vector<std::string>& labels = {}) {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t end = line.find_first_of("{ ");
+    if (line.substr(0, end) != name) continue;
+    bool all = true;
+    for (const std::string& label : labels) all = all && line.find(label) != std::string::npos;
+    if (all) return std::stod(line.substr(line.rfind(' ') + 1));
+  }
+  return -1;
+}
+
+void DriveEverything(ServerMetrics* metrics, const Engine* engine) {
+  metrics->SetModelName("tiny");
+  metrics->AttachEngine(engine);
+  metrics->SetStartupSeconds("load", 1.5);
+  metrics->OnRpcStart("morphserve.v1.Inference", "Chat");
+  metrics->OnRpcEnd("morphserve.v1.Inference", "Chat", 8, 0.2);
+  metrics->OnStep({.kind = StepKind::kMixed, .seconds = 0.01, .rows = 7, .prompt_tokens = 5,
+                   .output_tokens = 2, .plans = 1, .recomputed_tokens = 3});
+  metrics->OnFirstToken("p-00112233445566aa", 0.1);
+  metrics->OnTokenGap("p-00112233445566aa", 0.02);
+  metrics->OnRequestEnd({.plan_id = "p-00112233445566aa", .prompt_tokens = 5,
+                         .completion_tokens = 2, .max_tokens = 9, .queue_s = 0.1, .prefill_s = 0.2,
+                         .decode_s = 0.3, .total_s = 0.6, .tpot_s = 0.02, .ok = true,
+                         .reason = "stop"});
+}
+
+TEST(Metrics, EveryRowOfTheTableIsShownAndNothingElse) {
+  testing::StubEngine engine;
+  ServerMetrics metrics;
+  DriveEverything(&metrics, &engine);
+  std::set<std::string> shown;
+  std::istringstream lines(metrics.Render());
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string hash, kind, name, type;
+    if (words >> hash >> kind >> name >> type && hash == "#" && kind == "TYPE") {
+      shown.insert(name);
+      const MetricRow* row = FindMetric(name);
+      ASSERT_NE(row, nullptr) << name;
+      EXPECT_EQ(type, row->type == MetricType::kCounter ? "counter"
+                      : row->type == MetricType::kGauge ? "gauge"
+                                                        : "histogram");
+    }
+  }
+  const std::vector<std::string> names = ServerMetrics::Names();
+  EXPECT_EQ(shown, std::set<std::string>(names.begin(), names.end()));
+  metrics.AttachEngine(nullptr);
+}
+
+TEST(Metrics, EveryRowOfTheTableIsInTheManual) {
+  std::ifstream file(std::string(MORPHSERVE_SOURCE_DIR) + "/server/README.md");
+  std::stringstream manual;
+  manual << file.rdbuf();
+  for (const std::string& name : ServerMetrics::Names()) {
+    EXPECT_THAT(manual.str(), HasSubstr("| `" + name + "` |"));
+  }
+}
+
+TEST(Metrics, EventsAreCountedUnderTheirLabels) {
+  testing::StubEngine engine;
+  ServerMetrics metrics;
+  DriveEverything(&metrics, &engine);
+  metrics.OnPreemption();
+  metrics.OnNonFinite("p-00112233445566aa");
+  metrics.OnSlowReader();
+  metrics.AddOutboxBytes(100);
+  metrics.AddOutboxBytes(-40);
+  metrics.OnRejection("DEADLINE_UNREACHABLE");
+  metrics.OnRequestEnd({.plan_id = "p-00112233445566aa", .ok = false, .reason = "DEADLINE_PASSED"});
+  const std::string text = metrics.Render();
+  const std::string plan = "plan=\"p-00112233445566aa\"";
+  EXPECT_EQ(Value(text, "morphserve_prompt_tokens_total", {plan}), 5);
+  EXPECT_EQ(Value(text, "morphserve_generation_tokens_total", {plan}), 2);
+  EXPECT_EQ(Value(text, "morphserve_recomputed_tokens_total", {"preempted"}), 3);
+  EXPECT_EQ(Value(text, "morphserve_request_success_total", {plan, "\"stop\""}), 1);
+  EXPECT_EQ(Value(text, "morphserve_request_success_total", {plan, "\"eos\""}), 0);
+  EXPECT_EQ(Value(text, "morphserve_num_preemptions_total", {"page", "recompute"}), 1);
+  EXPECT_EQ(Value(text, "morphserve_corrupted_requests_total", {plan}), 1);
+  EXPECT_EQ(Value(text, "morphserve_stream_write_stalls_total"), 1);
+  EXPECT_EQ(Value(text, "morphserve_stream_outbox_bytes"), 60);
+  EXPECT_EQ(Value(text, "morphserve_admission_rejections_total", {"DEADLINE_UNREACHABLE"}), 1);
+  EXPECT_EQ(Value(text, "morphserve_deadline_refusals_total", {"certain"}), 1);
+  EXPECT_EQ(Value(text, "morphserve_deadline_missed_total", {"waiting"}), 1);
+  EXPECT_EQ(Value(text, "morphserve_deadline_missed_total", {"running"}), 0);
+  EXPECT_EQ(Value(text, "morphserve_step_duration_seconds_count", {"mixed"}), 1);
+  EXPECT_EQ(Value(text, "morphserve_step_duration_seconds_bucket", {"mixed", "le=\"0.008\""}), 0);
+  EXPECT_EQ(Value(text, "morphserve_step_duration_seconds_bucket", {"mixed", "le=\"0.01\""}), 1);
+  EXPECT_EQ(Value(text, "morphserve_time_to_first_token_seconds_sum", {plan}), 0.1);
+  EXPECT_EQ(Value(text, "morphserve_grpc_server_handled_total", {"Chat", "RESOURCE_EXHAUSTED"}), 1);
+  EXPECT_EQ(Value(text, "morphserve_startup_seconds", {"load"}), 1.5);
+  metrics.AttachEngine(nullptr);
+}
+
+TEST(Metrics, GaugesFollowTheEngineUntilItIsDetached) {
+  testing::StubEngine engine;
+  ServerMetrics metrics;
+  metrics.AttachEngine(&engine);
+  EngineLoad load;
+  load.running = 3;
+  load.waiting = 4;
+  load.waiting_tokens = 50;
+  load.pages_total = 10;
+  load.pages_running = 4;
+  load.pages_cached = 1;
+  load.pages_free = 5;
+  load.step_age_s = 2.5;
+  engine.SetLoad(load);
+  std::string text = metrics.Render();
+  EXPECT_EQ(Value(text, "morphserve_num_requests_running"), 3);
+  EXPECT_EQ(Value(text, "morphserve_num_requests_waiting"), 4);
+  EXPECT_EQ(Value(text, "morphserve_waiting_tokens"), 50);
+  EXPECT_EQ(Value(text, "morphserve_kv_cache_usage_perc"), 0.4);
+  EXPECT_EQ(Value(text, "morphserve_arena_bytes", {"running"}), 4000);
+  EXPECT_EQ(Value(text, "morphserve_arena_bytes", {"free"}), 5000);
+  EXPECT_EQ(Value(text, "morphserve_engine_step_age_seconds"), 2.5);
+  EXPECT_EQ(Value(text, "morphserve_cache_config_info", {"block_size=\"64\"", "\"10\""}), 1);
+  metrics.AttachEngine(nullptr);
+  load.running = 9;
+  engine.SetLoad(load);
+  EXPECT_EQ(Value(metrics.Render(), "morphserve_num_requests_running"), 3);
+}
+
+TEST(Metrics, WhatAClientSendsMakesNoSeries) {
+  ServerMetrics metrics;
+  const auto series = [&] {
+    const std::string text = metrics.Render();
+    return std::count(text.begin(), text.end(), '\n');
+  };
+  metrics.OnRpcStart("evil.Service", "M0");
+  metrics.OnRpcEnd("evil.Service", "M0", 99, 0.1);
+  metrics.OnRejection("REASON 0");
+  const auto before = series();
+  for (int i = 1; i < 50; ++i) {
+    metrics.OnRpcStart("evil.Service", "M" + std::to_string(i));
+    metrics.OnRpcEnd("evil.Service", "M" + std::to_string(i), 99, 0.1);
+    metrics.OnRejection("REASON " + std::to_string(i));
+  }
+  EXPECT_EQ(series(), before);
+  const std::string text = metrics.Render();
+  EXPECT_THAT(text, Not(HasSubstr("evil")));
+  EXPECT_EQ(Value(text, "morphserve_grpc_server_started_total", {"other"}), 50);
+  EXPECT_EQ(Value(text, "morphserve_grpc_server_handled_total", {"UNKNOWN"}), 50);
+  EXPECT_EQ(Value(text, "morphserve_admission_rejections_total", {"other"}), 50);
+}
+
+TEST(Metrics, PlansBeyondTheBoundShareOneSeries) {
+  ServerMetrics metrics;
+  for (int i = 0; i < 200; ++i) metrics.OnFirstToken("p-" + std::to_string(i), 0.1);
+  const std::string text = metrics.Render();
+  EXPECT_EQ(Value(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"other\""}), 136);
+  EXPECT_EQ(Value(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"p-63\""}), 1);
+  EXPECT_EQ(Value(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"p-64\""}), -1);
+}
+
+TEST(Metrics, ConstantLabelsAreOnOursAndNotOnTheProcess) {
+  ServerMetrics metrics;
+  metrics.SetModelName("a\"b\\c");
+  std::istringstream lines(metrics.Render());
+  for (std::string line; std::getline(lines, line);) {
+    if (line.compare(0, 11, "morphserve_") == 0) {
+      EXPECT_THAT(line, HasSubstr("model_name=\"a\\\"b\\\\c\",engine=\"0\""));
+    } else if (line[0] != '#') {
+      EXPECT_THAT(line, Not(HasSubstr("model_name")));
+    }
+  }
+  EXPECT_GT(Value(metrics.Render(), "process_resident_memory_bytes"), 1e5);
+  EXPECT_GT(Value(metrics.Render(), "process_open_fds"), 2);
+  EXPECT_GE(Value(metrics.Render(), "process_threads"), 1);
+}
+
+TEST(Metrics, TheLastStepsAreKeptInOrder) {
+  ServerMetrics metrics;
+  for (int i = 0; i < 50; ++i) metrics.OnStep({.seconds = 0.001, .rows = i});
+  const auto steps = metrics.LastSteps();
+  ASSERT_EQ(steps.size(), ServerMetrics::kStepsKept);
+  EXPECT_EQ(steps.front().report.rows, 30);
+  EXPECT_EQ(steps.back().report.rows, 49);
+}
+
+TEST(Metrics, ScrapesAndEventsMayCross) {
+  testing::StubEngine engine;
+  ServerMetrics metrics;
+  metrics.AttachEngine(&engine);
+  std::thread scraper([&] {
+    for (int i = 0; i < 20; ++i) metrics.Render();
+  });
+  std::thread caller([&] {
+    for (int i = 0; i < 500; ++i) metrics.OnRpcEnd("morphserve.v1.Models", "ListModels", 0, 0.001);
+  });
+  for (int i = 0; i < 500; ++i) metrics.OnStep({.seconds = 0.001, .rows = 1, .output_tokens = 1});
+  scraper.join();
+  caller.join();
+  EXPECT_EQ(Value(metrics.Render(), "morphserve_generation_tokens_total"), 500);
+  EXPECT_EQ(Value(metrics.Render(), "morphserve_grpc_server_handled_total", {"\"OK\""}), 500);
+  metrics.AttachEngine(nullptr);
+}
+
+}  // namespace
+}  // namespace morphserve

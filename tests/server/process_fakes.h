@@ -1,0 +1,99 @@
+// Stand-ins for tests of the process: an engine whose load a test sets and whose requests end when they
+// are cancelled, and a sink that remembers its end. For tests/server only.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "engine/base/mutex.h"
+#include "engine/engine.h"
+
+namespace morphserve::testing {
+
+class StubEngine final : public Engine {
+ public:
+  StubEngine() {
+    info_.model_name = "stub";
+    info_.active_plan_id = "p-00112233445566aa";
+    info_.layers = 2;
+    info_.full_layers = 2;
+    info_.memory.page_bytes = 1000;
+    info_.memory.pages_total = 10;
+    info_.memory.text = "verdict of the stub";
+  }
+
+  const Tokenizer* tokenizer() const override { return nullptr; }
+  const EngineInfo& info() const override { return info_; }
+
+  absl::Status Submit(Request request, std::shared_ptr<TokenSink> sink) override {
+    MutexLock lock(&mutex_);
+    if (!refusal_.ok()) return refusal_;
+    live_[request.id] = std::move(sink);
+    return absl::OkStatus();
+  }
+  bool Cancel(const std::string& id, absl::Status status) override {
+    std::shared_ptr<TokenSink> sink = Take(id);
+    if (sink == nullptr) return false;
+    sink->OnError(status);
+    return true;
+  }
+  void StopAdmission() override {
+    MutexLock lock(&mutex_);
+    stopped_ = true;
+  }
+  EngineLoad GetLoad() const override {
+    MutexLock lock(&mutex_);
+    return load_;
+  }
+
+  void SetLoad(const EngineLoad& load) {
+    MutexLock lock(&mutex_);
+    load_ = load;
+  }
+  void Refuse(absl::Status status) {
+    MutexLock lock(&mutex_);
+    refusal_ = std::move(status);
+  }
+  bool Has(const std::string& id) const {
+    MutexLock lock(&mutex_);
+    return live_.count(id) != 0;
+  }
+  bool stopped() const {
+    MutexLock lock(&mutex_);
+    return stopped_;
+  }
+  // Gives the sink away, as an engine does when a request ends; null when there is none.
+  std::shared_ptr<TokenSink> Take(const std::string& id) {
+    MutexLock lock(&mutex_);
+    const auto found = live_.find(id);
+    if (found == live_.end()) return nullptr;
+    std::shared_ptr<TokenSink> sink = std::move(found->second);
+    live_.erase(found);
+    return sink;
+  }
+
+ private:
+  EngineInfo info_;
+  mutable Mutex mutex_;
+  EngineLoad load_ ABSL_GUARDED_BY(mutex_);
+  absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<std::string, std::shared_ptr<TokenSink>> live_ ABSL_GUARDED_BY(mutex_);
+};
+
+class EndSink final : public TokenSink {
+ public:
+  void OnStarted(const StartedEvent&) override {}
+  void OnTokens(TokensEvent) override {}
+  void OnFinished(const FinishedEvent&) override {}
+  void OnDone(DoneEvent) override { done = true; }
+  void OnError(const absl::Status& status) override { error = status; }
+
+  bool done = false;
+  absl::Status error;
+};
+
+}  // namespace morphserve::testing
