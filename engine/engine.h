@@ -67,7 +67,7 @@ struct EngineInfo {
   std::string active_plan_id;
   int32_t full_layers = 0;
   int64_t kv_bytes_per_token = 0;
-  std::string device_name;  // "Intel Xeon ..., 2 threads, AVX3_DL + AMX int8".
+  std::string device_name;  // "Intel Xeon ..., 2 threads, AVX3 vectors, AMX mat-mul".
   MemoryVerdict memory;
 };
 

@@ -1,6 +1,9 @@
 #include "kernels/backend.h"
 
+#include <string>
+
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/gemm_target.h"
 
 namespace morphserve::kernels {
 
@@ -14,6 +17,12 @@ const Backend& CpuBackend() {
   return kTable;
 }
 
-const char* CpuDispatchDescription() { return cpu::VectorTargetName(); }
+const char* CpuDispatchDescription() {
+  // Never destroyed: other static objects may log at exit.
+  static const std::string& text =
+      *new std::string(std::string(cpu::VectorTargetName()) + " vectors, " +
+                       cpu::GemmTargetName(cpu::BestGemmTarget()) + " mat-mul");
+  return text.c_str();
+}
 
 }  // namespace morphserve::kernels

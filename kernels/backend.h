@@ -22,7 +22,7 @@ struct Backend {
 // The CPU table. Never null.
 const Backend& CpuBackend();
 
-// What run-time dispatch chose on this machine, for the log: "AVX3_DL + AMX int8", "AVX2", ...
+// What run-time dispatch chose on this machine, for the log: "AVX3 vectors, AMX mat-mul".
 const char* CpuDispatchDescription();
 
 }  // namespace morphserve::kernels
