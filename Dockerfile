@@ -8,12 +8,15 @@ COPY deploy/common.sh deploy/install_packages.sh deploy/requirements*.txt deploy
 RUN deploy/install_packages.sh --no-model && rm -rf /var/lib/apt/lists/*
 
 FROM deps AS build
+# --build-arg COMMIT="$(git rev-parse --short=12 HEAD)": what --version names; .git is not copied.
+ARG COMMIT=unknown
 COPY CMakeLists.txt CMakePresets.json ./
 COPY kernels kernels
 COPY engine engine
 COPY proto proto
 COPY server server
 RUN cmake --preset release -DMORPHSERVE_TESTS=OFF -DMORPHSERVE_BENCH=OFF \
+      -DMORPHSERVE_COMMIT="${COMMIT}" \
  && cmake --build build/release --target morphserve morphctl \
  && strip build/release/bin/morphserve build/release/bin/morphctl
 
