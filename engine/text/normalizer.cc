@@ -87,6 +87,9 @@ absl::Status Replace(const NormalizerStage& stage, RegexScratch* scratch, size_t
   RegexMatches matches(*stage.pattern, text->text, scratch);
   size_t done = 0;
   while (matches.Next()) {
+    if (matches.begin() == matches.end()) {
+      return absl::InvalidArgumentError("a replacement's pattern matched no text");
+    }
     out.Copy(done, matches.begin());
     out.Put(stage.content, matches.begin(), matches.end());
     done = matches.end();

@@ -296,37 +296,47 @@ absl::StatusOr<std::vector<int32_t>> SpecTokenizer::Encode(std::string_view text
   return ids;
 }
 
-// The contents of tokens that match in normalised text are normalised too. Where two become equal
-// the special one counts, as in the reference.
-absl::StatusOr<std::unique_ptr<const AddedTokens>> CreateMatcher(const TokenizerSpec& spec,
-                                                                 bool normalized) {
-  const Normalizer normalizer(spec.normalizer);
-  RegexScratch scratch;
-  std::vector<AddedToken> tokens;
-  for (const AddedToken& token : spec.added) {
-    if (token.normalized != normalized) continue;
-    tokens.push_back(token);
-    if (!normalized) continue;
-    TrackedText content;
-    content.text = token.content;
-    MS_RETURN_IF_ERROR(normalizer.Normalize(&scratch, &content));
-    tokens.back().content = std::move(content.text);
+absl::Status CheckDistinct(const std::vector<AddedToken>& tokens) {
+  absl::flat_hash_map<std::string_view, int32_t> seen;
+  for (const AddedToken& token : tokens) {
+    const auto [it, fresh] = seen.emplace(token.content, token.id);
+    if (fresh || token.content.empty()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("added tokens %d and %d have the same text", it->second, token.id));
   }
-  std::stable_partition(tokens.begin(), tokens.end(),
-                        [](const AddedToken& token) { return token.special; });
-  return AddedTokens::Create(std::move(tokens));
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> BuildTokenizer(TokenizerSpec spec) {
   MS_CHECK(spec.tokens.size() == spec.present.size());
+  const Normalizer normalizer(spec.normalizer);
+  RegexScratch scratch;
+  std::vector<AddedToken> raw;
+  std::vector<AddedToken> normalized;
+  for (const AddedToken& token : spec.added) {
+    MS_CHECK(token.id >= 0 && static_cast<size_t>(token.id) < spec.tokens.size());
+    if (!token.normalized) {
+      raw.push_back(token);
+      continue;
+    }
+    // A token that matches in normalised text is normalised itself, and that is the text it stands for.
+    TrackedText content;
+    content.text = token.content;
+    MS_RETURN_IF_ERROR(normalizer.Normalize(&scratch, &content));
+    spec.tokens[static_cast<size_t>(token.id)] = content.text;
+    normalized.push_back(token);
+    normalized.back().content = std::move(content.text);
+  }
+  MS_RETURN_IF_ERROR(CheckDistinct(raw));
+  MS_RETURN_IF_ERROR(CheckDistinct(normalized));
   MS_ASSIGN_OR_RETURN(PieceTable pieces,
                       PieceTable::Create(spec.tokens, spec.present, spec.decoder));
-  MS_ASSIGN_OR_RETURN(std::unique_ptr<const AddedTokens> raw, CreateMatcher(spec, false));
-  MS_ASSIGN_OR_RETURN(std::unique_ptr<const AddedTokens> normalized, CreateMatcher(spec, true));
+  MS_ASSIGN_OR_RETURN(auto raw_matcher, AddedTokens::Create(std::move(raw)));
+  MS_ASSIGN_OR_RETURN(auto normalized_matcher, AddedTokens::Create(std::move(normalized)));
   return std::unique_ptr<Tokenizer>(std::make_unique<SpecTokenizer>(
-      std::move(spec), std::move(pieces), std::move(raw), std::move(normalized)));
+      std::move(spec), std::move(pieces), std::move(raw_matcher), std::move(normalized_matcher)));
 }
 
 }  // namespace morphserve

@@ -76,6 +76,11 @@ absl::StatusOr<NormalizerStage> ReadNormalizerStage(const Stage& stage) {
   } else if (stage.type == "Replace") {
     result.kind = Kind::kReplace;
     MS_ASSIGN_OR_RETURN(result.pattern, StagePattern(stage));
+    RegexScratch scratch;
+    if (RegexMatches(*result.pattern, "", &scratch).Next()) {
+      // The reference misplaces such replacements, or fails.
+      return Refuse(stage.path + "/pattern", "a pattern that matches no text is not supported");
+    }
     MS_ASSIGN_OR_RETURN(result.content, String(*stage.node, "content", stage.path));
   } else {
     return NotSupported(stage);
@@ -114,12 +119,14 @@ absl::StatusOr<std::string> ReadReplacement(const Stage& stage) {
   return text;
 }
 
-// prepend_scheme, or the older add_prefix_space; by default always.
+// By default always. The older add_prefix_space may stand beside it and must agree.
 absl::StatusOr<PreTokenizerStage::Prepend> ReadPrependScheme(const Stage& stage) {
   using Prepend = PreTokenizerStage::Prepend;
   MS_ASSIGN_OR_RETURN(const bool add, Bool(*stage.node, "add_prefix_space", true, stage.path));
-  if (IsAbsent(stage.node->Find("prepend_scheme"))) return add ? Prepend::kAlways : Prepend::kNever;
-  MS_ASSIGN_OR_RETURN(const std::string name, String(*stage.node, "prepend_scheme", stage.path));
+  std::string name = "always";
+  if (!IsAbsent(stage.node->Find("prepend_scheme"))) {
+    MS_ASSIGN_OR_RETURN(name, String(*stage.node, "prepend_scheme", stage.path));
+  }
   const Path path = stage.path + "/prepend_scheme";
   std::optional<Prepend> scheme;
   if (name == "always") scheme = Prepend::kAlways;

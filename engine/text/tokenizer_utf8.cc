@@ -117,7 +117,16 @@ bool IsNumeric(uint32_t c) {
 
 bool IsWordCharacter(uint32_t c) {
   if (c == 0x200C || c == 0x200D) return true;  // Join controls, which Oniguruma leaves out.
-  return ONIGENC_IS_CODE_WORD(ONIG_ENCODING_UTF8, c) != 0;
+  if (ONIGENC_IS_CODE_ALPHA(ONIG_ENCODING_UTF8, c)) return true;
+  // Not Oniguruma's own \w, which takes every kind of number.
+  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_PC: return true;
+    default: return false;
+  }
 }
 
 size_t LeadingWhiteSpace(std::string_view text) {
