@@ -156,16 +156,22 @@ class Worker {
                            .maximum = part.maximum,
                            .sum = part.sum,
                            .output = part.output};
-    const int64_t head_bytes = int64_t{kPageTokens} * dim_ * KvDTypeBytes(args_.kv_dtype);
     for (int32_t page = 0; page < kBlockPages; ++page) {
       const int32_t first = base + page * kPageTokens;
       if (first + kPageTokens <= tile.begin || first >= tile.end) continue;
-      const std::byte* const address =
-          args_.kv_base + tile.segment->page_table[first / kPageTokens] * kArenaUnitBytes;
-      work.k_pages[page] = address + tile.kv_head * head_bytes;
-      work.v_pages[page] = address + (args_.kv_heads + tile.kv_head) * head_bytes;
+      work.k_pages[page] = HeadOfPage(tile, first, tile.kv_head);
+      work.v_pages[page] = HeadOfPage(tile, first, args_.kv_heads + tile.kv_head);
     }
+    const int32_t next = base + kAttentionBlockTokens;
+    if (next < tile.end) work.next_page = HeadOfPage(tile, next, tile.kv_head);
     AttendBlock(work);
+  }
+
+  // Where part `head` of the page of a position lies: K of all heads, then V of all heads.
+  const std::byte* HeadOfPage(const AttentionTile& tile, int32_t position, int32_t head) const {
+    const int64_t head_bytes = int64_t{kPageTokens} * dim_ * KvDTypeBytes(args_.kv_dtype);
+    return args_.kv_base +
+           tile.segment->page_table[position / kPageTokens] * kArenaUnitBytes + head * head_bytes;
   }
 
   void Clear() { std::fill_n(merged_.sum, kTileRows, 0.0f); }

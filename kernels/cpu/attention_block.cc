@@ -24,14 +24,16 @@ constexpr size_t kRegisterRows = 6;
 constexpr size_t kWide = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 constexpr size_t kBlock = kAttentionBlockTokens;
 constexpr size_t kPage = kPageTokens;
+// Up to this many rows a page's arithmetic is shorter than its way from memory.
+constexpr int32_t kFewRows = 8;
 
 // c[r][0 .. kVectors * lanes) += sum over i < depth of a[r][i] * b[i][...], one FMA chain per element,
-// i ascending. c starts from zero unless `add`. `ahead`, if given, lies where the next b is: its rows
-// are prefetched, since the hardware does not foresee the jump to another page.
+// i ascending. c starts from zero unless `add`. `ahead`, if given, is the page that comes next: it is
+// prefetched as this one is read, since the hardware does not foresee the jump.
 template <size_t kRows, size_t kVectors, class D, class T>
 HWY_INLINE void RegisterTile(D d, const float* HWY_RESTRICT a, size_t a_stride,
                              const T* HWY_RESTRICT b, size_t b_stride, size_t depth, bool add,
-                             float* HWY_RESTRICT c, size_t c_stride, const T* ahead) {
+                             float* HWY_RESTRICT c, size_t c_stride, const std::byte* ahead) {
   const size_t n = hn::Lanes(d);
   hn::Vec<D> sums[kRows][kVectors];
 #pragma GCC unroll 8
@@ -43,8 +45,8 @@ HWY_INLINE void RegisterTile(D d, const float* HWY_RESTRICT a, size_t a_stride,
   }
   for (size_t i = 0; i < depth; ++i) {
     if (ahead != nullptr) {
-      for (size_t at = 0; at < kVectors * n; at += 64 / sizeof(T)) {
-        __builtin_prefetch(ahead + i * b_stride + at);
+      for (size_t at = 0; at < kVectors * n * sizeof(T); at += 64) {
+        __builtin_prefetch(ahead + i * b_stride * sizeof(T) + at);
       }
     }
     hn::Vec<D> line[kVectors];
@@ -75,7 +77,7 @@ struct Product {
   bool add;
   float* c;
   size_t c_stride;
-  const T* ahead;
+  const std::byte* ahead;
 
   template <size_t kRows>
   HWY_INLINE void Columns(size_t row, size_t columns) const {
@@ -85,9 +87,9 @@ struct Product {
     const size_t n = hn::Lanes(d);
     const float* const from = a + row * a_stride;
     float* const to = c + row * c_stride;
-    const T* const next = row == 0 ? ahead : nullptr;
+    const std::byte* const next = row == 0 ? ahead : nullptr;
     size_t at = 0;
-    const auto here = [&](size_t p) { return next == nullptr ? nullptr : next + p; };
+    const auto here = [&](size_t p) { return next == nullptr ? nullptr : next + p * sizeof(T); };
     for (; at + kWide * n <= columns; at += kWide * n) {
       RegisterTile<kRows, kWide>(d, from, a_stride, b + at, b_stride, depth, add, to + at, c_stride,
                                  here(at));
@@ -96,7 +98,7 @@ struct Product {
       RegisterTile<kRows, 1>(d, from, a_stride, b + at, b_stride, depth, add, to + at, c_stride,
                              here(at));
     }
-    const T* const none = nullptr;
+    const std::byte* const none = nullptr;
     for (; at + hn::Lanes(quarter) <= columns; at += hn::Lanes(quarter)) {
       RegisterTile<kRows, 1>(quarter, from, a_stride, b + at, b_stride, depth, add, to + at,
                              c_stride, none);
@@ -172,12 +174,14 @@ HWY_INLINE void SoftmaxRow(const VisibleRange& visible, float scale, float* HWY_
 // through the register tile; the ragged ends go row by row, so that a position outside a row's range
 // contributes nothing to it, whatever lies there.
 template <class T>
-HWY_INLINE void AddValues(const AttentionBlock& block, size_t page, const VisibleRange& common) {
+HWY_INLINE void AddValues(const AttentionBlock& block, size_t page, const VisibleRange& common,
+                          const std::byte* next) {
   const auto dim = static_cast<size_t>(block.head_dim);
   const T* const v = reinterpret_cast<const T*>(block.v_pages[page]);
   const size_t page_begin = page * kPage;
   const size_t page_end = page_begin + kPage;
-  const auto run = [&](size_t row, size_t rows, size_t begin, size_t end, const T* ahead) HWY_ATTR {
+  const auto run = [&](size_t row, size_t rows, size_t begin, size_t end,
+                       const std::byte* ahead) HWY_ATTR {
     if (begin >= end) return;
     const Product<T> product = {.a = block.scores + row * kBlock + begin,
                                 .a_stride = kBlock,
@@ -201,8 +205,20 @@ HWY_INLINE void AddValues(const AttentionBlock& block, size_t page, const Visibl
     }
   };
   ragged(page_begin, shared_begin);
-  run(0, rows, shared_begin, shared_end, nullptr);
+  run(0, rows, shared_begin, shared_end, next);
   ragged(shared_end, page_end);
+}
+
+// The page read at `place` of the order K 0..3, V 0..3, next block: null if there is none, or if so many
+// rows share a page that computing hides the reading.
+HWY_INLINE const std::byte* NextPage(const AttentionBlock& block, size_t place) {
+  if (block.rows > kFewRows) return nullptr;
+  for (; place < 2 * kBlockPages; ++place) {
+    const std::byte* const page = place < kBlockPages ? block.k_pages[place]
+                                                      : block.v_pages[place - kBlockPages];
+    if (page != nullptr) return page;
+  }
+  return block.next_page;
 }
 
 template <class T>
@@ -219,7 +235,7 @@ HWY_INLINE void AttendBlockOf(const AttentionBlock& block) {
                                 .add = false,
                                 .c = block.scores + page * kPage,
                                 .c_stride = kBlock,
-                                .ahead = nullptr};
+                                .ahead = NextPage(block, page + 1)};
     product.Run(rows, kPage);
   }
   VisibleRange common = {.begin = 0, .end = kAttentionBlockTokens};
@@ -237,7 +253,8 @@ HWY_INLINE void AttendBlockOf(const AttentionBlock& block) {
   }
   std::fill_n(block.output, rows * dim, 0.0f);
   for (size_t page = 0; page < kBlockPages; ++page) {
-    if (block.k_pages[page] != nullptr) AddValues<T>(block, page, common);
+    if (block.k_pages[page] == nullptr) continue;
+    AddValues<T>(block, page, common, NextPage(block, kBlockPages + page + 1));
   }
 }
 

@@ -30,6 +30,7 @@ struct AttentionBlock {
   const VisibleRange* visible = nullptr;         // [rows]
   const std::byte* k_pages[kBlockPages] = {};    // [d][64] each; null where no row sees the page.
   const std::byte* v_pages[kBlockPages] = {};    // [64][d] each
+  const std::byte* next_page = nullptr;          // Likely to be read next, or null.
   float* scores = nullptr;        // [rows, 256] scratch
   float* maximum = nullptr;       // [rows] largest score; -inf for an empty range
   float* sum = nullptr;           // [rows] sum of exp(score - maximum); 0 for an empty range

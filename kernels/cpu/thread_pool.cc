@@ -20,7 +20,9 @@ inline void Pause() {
 }
 
 // Waits until `value` differs from `old`, and returns the new value. Spinning comes first, because the
-// next job of a decode step is a microsecond away and a futex wake-up costs fifty.
+// next job of a decode step is a microsecond away and a futex wake-up costs fifty. The spin yields now
+// and then: on a busy machine caller and worker may share a core, and would otherwise each sit out the
+// other's whole spin (measured: 110 us a job instead of 2).
 int32_t WaitForChange(const std::atomic<int32_t>& value, int32_t old, bool spin) {
   int32_t now = value.load(std::memory_order_acquire);
   if (spin && now == old) {
@@ -31,6 +33,7 @@ int32_t WaitForChange(const std::atomic<int32_t>& value, int32_t old, bool spin)
         if (now != old) return now;
         Pause();
       }
+      std::this_thread::yield();
     } while (std::chrono::steady_clock::now() < end);
   }
   while (now == old) {
