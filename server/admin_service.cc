@@ -35,8 +35,7 @@ template <typename Message>
 grpc::ByteBuffer Pack(const Message& message) {
   grpc::ByteBuffer bytes;
   bool own = false;
-  const grpc::Status status =
-      grpc::SerializationTraits<Message>::Serialize(message, &bytes, &own);
+  const grpc::Status status = grpc::SerializationTraits<Message>::Serialize(message, &bytes, &own);
   MS_CHECK(status.ok());
   return bytes;
 }
@@ -52,10 +51,9 @@ absl::StatusOr<absl::Duration> ReadDuration(const google::protobuf::Duration& va
       valid ? absl::Seconds(value.seconds()) + absl::Nanoseconds(value.nanos())
             : absl::InfiniteDuration();
   if (!valid || duration < min || duration > max) {
-    return FieldInvalid(field, absl::StrFormat("is %s; must be %s to %s",
-                                               absl::FormatDuration(duration),
-                                               absl::FormatDuration(min),
-                                               absl::FormatDuration(max)));
+    return FieldInvalid(field,
+                        absl::StrFormat("is %s; must be %s to %s", absl::FormatDuration(duration),
+                                        absl::FormatDuration(min), absl::FormatDuration(max)));
   }
   return duration;
 }
@@ -104,8 +102,8 @@ v1::Load MakeLoad(const ServingState& state) {
   return out;
 }
 
-// One WatchLoad. At most one of {write, alarm} is pending; whoever's callback comes decides what is next,
-// so gRPC never sees two operations at once.
+// One WatchLoad. At most one of {write, alarm} is pending; whoever's callback comes decides what is
+// next, so gRPC never sees two operations at once.
 class AdminService::LoadWatcher final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   LoadWatcher(AdminService* service, absl::Duration interval, grpc::CallbackServerContext* context)
@@ -262,10 +260,11 @@ absl::Status AdminService::DoAbort(const v1::AbortRequest& request, v1::AbortRes
 absl::Status AdminService::DoDrain(const v1::DrainRequest& request, v1::DrainResponse* response) {
   absl::Duration timeout = absl::Seconds(deps_.state->config().drain.timeout_s);
   if (request.has_timeout()) {
-    MS_ASSIGN_OR_RETURN(timeout, ReadDuration(request.timeout(), "timeout", absl::ZeroDuration(),
-                                              kDrainMax));
+    MS_ASSIGN_OR_RETURN(
+        timeout, ReadDuration(request.timeout(), "timeout", absl::ZeroDuration(), kDrainMax));
   }
-  MS_LOG(INFO) << "drain asked by an administrator: " << (request.exit() ? "then exit" : "then hold")
+  MS_LOG(INFO) << "drain asked by an administrator: "
+               << (request.exit() ? "then exit" : "then hold")
                << " timeout_s=" << absl::ToDoubleSeconds(timeout);
   deps_.drain->Begin(deps_.clock->Now(), timeout, request.exit());
   const v1::Load load = MakeLoad(*deps_.state);
@@ -344,8 +343,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* AdminService::WatchLoad(
     v1::WatchLoadRequest message;
     MS_RETURN_IF_ERROR(Parse(*request, &message));
     if (message.has_interval()) {
-      MS_ASSIGN_OR_RETURN(interval, ReadDuration(message.interval(), "interval", kIntervalMin,
-                                                 kIntervalMax));
+      MS_ASSIGN_OR_RETURN(interval,
+                          ReadDuration(message.interval(), "interval", kIntervalMin, kIntervalMax));
     }
     return absl::OkStatus();
   }();
@@ -356,10 +355,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* AdminService::WatchLoad(
     if (refused.ok() && ended_) {
       refused = WithReason(absl::UnavailableError("server is draining"), reason::kDraining);
     } else if (refused.ok() && watchers_.size() >= kWatchersMax) {
-      refused = WithReason(absl::ResourceExhaustedError(absl::StrFormat(
-                               "%d load watches are open; limit is %d", watchers_.size(),
-                               kWatchersMax)),
-                           reason::kQueueFull);
+      refused =
+          WithReason(absl::ResourceExhaustedError(absl::StrFormat(
+                         "%d load watches are open; limit is %d", watchers_.size(), kWatchersMax)),
+                     reason::kQueueFull);
     }
     watchers_.insert(watcher);
   }

@@ -1,7 +1,7 @@
-// AdminService implements morphserve.v1.Admin for listener 8003. Pause and FlushPrefixCache belong to a
-// later release and say so; Resume ends a drain that holds.
-// Thread rule: gRPC's threads; Tick from one thread. Ownership: outlives the gRPC server it is registered
-// with; what AdminDeps points to outlives it.
+// AdminService implements morphserve.v1.Admin for listener 8003. Pause and FlushPrefixCache belong
+// to a later release and say so; Resume ends a drain that holds. Thread rule: gRPC's threads; Tick
+// from one thread. Ownership: outlives the gRPC server it is registered with; what AdminDeps points
+// to outlives it.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -36,12 +36,12 @@ struct AdminDeps {
 // The load of the server as the API tells it.
 v1::Load MakeLoad(const ServingState& state);
 
-// Raw methods: bytes that do not parse are answered here, as INVALID_ARGUMENT; gRPC itself would say
-// UNIMPLEMENTED with an empty text.
-using AdminBase = v1::Admin::WithRawCallbackMethod_Abort<v1::Admin::WithRawCallbackMethod_GetLoad<
-    v1::Admin::WithRawCallbackMethod_WatchLoad<v1::Admin::WithRawCallbackMethod_FlushPrefixCache<
-        v1::Admin::WithRawCallbackMethod_Pause<v1::Admin::WithRawCallbackMethod_Resume<
-            v1::Admin::WithRawCallbackMethod_Drain<
+// Raw methods: bytes that do not parse are answered here, as INVALID_ARGUMENT; gRPC itself would
+// say UNIMPLEMENTED with an empty text.
+using AdminBase = v1::Admin::WithRawCallbackMethod_Abort<
+    v1::Admin::WithRawCallbackMethod_GetLoad<v1::Admin::WithRawCallbackMethod_WatchLoad<
+        v1::Admin::WithRawCallbackMethod_FlushPrefixCache<v1::Admin::WithRawCallbackMethod_Pause<
+            v1::Admin::WithRawCallbackMethod_Resume<v1::Admin::WithRawCallbackMethod_Drain<
                 v1::Admin::WithRawCallbackMethod_SetLogLevel<v1::Admin::Service>>>>>>>>;
 
 class AdminService final : public AdminBase {

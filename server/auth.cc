@@ -60,8 +60,9 @@ absl::StatusOr<uint32_t> ParseScopes(const YAML::Node& node, size_t index) {
       if (name == ScopeName(scope)) bit = Bit(scope);
     }
     if (bit == 0) {
-      return EntryError(index, absl::StrFormat("has scope '%s'; known are infer, read, admin, morph",
-                                               name.substr(0, 64)));
+      return EntryError(index,
+                        absl::StrFormat("has scope '%s'; known are infer, read, admin, morph",
+                                        name.substr(0, 64)));
     }
     scopes |= bit;
   }
@@ -95,8 +96,8 @@ absl::Status ParseIdentity(const YAML::Node& node, size_t index, Identity* ident
     const auto [end, error] = std::from_chars(text.data(), last, identity->priority_max);
     if (error != std::errc() || end != last || identity->priority_max < -100 ||
         identity->priority_max > 100) {
-      return EntryError(index, absl::StrFormat("has priority_max '%s'; must be -100 to 100",
-                                               text.substr(0, 64)));
+      return EntryError(
+          index, absl::StrFormat("has priority_max '%s'; must be -100 to 100", text.substr(0, 64)));
     }
   }
   return absl::OkStatus();
@@ -147,8 +148,8 @@ absl::StatusOr<std::unique_ptr<Authorizer>> Authorizer::FromYaml(const std::stri
     return std::unique_ptr<Authorizer>(new Authorizer(false, std::move(entries), metrics));
   } catch (const YAML::Exception& error) {
     // Only the place: the message of the parser may quote the file.
-    return absl::InvalidArgumentError(absl::StrFormat("auth.tokens_file: line %d does not parse",
-                                                      error.mark.line + 1));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("auth.tokens_file: line %d does not parse", error.mark.line + 1));
   }
 }
 
@@ -203,9 +204,8 @@ absl::StatusOr<Identity> Authorizer::AuthorizeHeader(std::optional<std::string_v
     names += absl::StrFormat("%s%s", names.empty() ? "" : " or ", ScopeName(scope));
   }
   if (metrics_ != nullptr) metrics_->OnAuthFailure("scope");
-  return WithReason(
-      absl::PermissionDeniedError(absl::StrFormat("method needs scope %s", names)),
-      "SCOPE_MISSING");
+  return WithReason(absl::PermissionDeniedError(absl::StrFormat("method needs scope %s", names)),
+                    "SCOPE_MISSING");
 }
 
 }  // namespace morphserve

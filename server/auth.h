@@ -48,8 +48,8 @@ class Authorizer {
   static absl::StatusOr<std::unique_ptr<Authorizer>> FromYaml(const std::string& text,
                                                               ServerMetrics* metrics = nullptr);
 
-  // UNAUTHENTICATED (reason CREDENTIAL) without a known token, PERMISSION_DENIED (SCOPE_MISSING) when
-  // the token has none of `any_of`.
+  // UNAUTHENTICATED (reason CREDENTIAL) without a known token, PERMISSION_DENIED (SCOPE_MISSING)
+  // when the token has none of `any_of`.
   absl::StatusOr<Identity> Authorize(grpc::CallbackServerContext* context,
                                      std::initializer_list<Scope> any_of) const;
 

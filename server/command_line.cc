@@ -46,7 +46,8 @@ constexpr OwnFlag kOwnFlags[] = {
     {"ready_file", "FILE", "written once ready: JSON of the bound ports (for port 0)"},
     {"check_config", "", "check settings, credentials, certificate and memory, then exit"},
     {"print_config", "", "print the effective settings as YAML, then exit"},
-    {"probe", "ADDR[,SERVICE]", "ask a health service once; exit code 0 serving, 1 not, 2 unreached"},
+    {"probe", "ADDR[,SERVICE]",
+     "ask a health service once; exit code 0 serving, 1 not, 2 unreached"},
     {"probe_ca", "FILE", "PEM of the authority that signed the probed server"},
     {"version", "", "print version and commit, then exit"},
     {"help", "", "print this, then exit"},
@@ -177,10 +178,9 @@ std::string HelpText() {
       "morphserve: serves a language model over gRPC.\n\n"
       "usage: morphserve --model PATH [--config FILE] [--set KEY=VALUE ...]\n\nflags\n";
   for (const OwnFlag& flag : kOwnFlags) {
-    out += absl::StrFormat("  --%-28s %s\n",
-                           absl::StrFormat("%s%s%s", flag.flag, flag.value.empty() ? "" : " ",
-                                           flag.value),
-                           flag.help);
+    out += absl::StrFormat(
+        "  --%-28s %s\n",
+        absl::StrFormat("%s%s%s", flag.flag, flag.value.empty() ? "" : " ", flag.value), flag.help);
   }
   out += "\nshorthands for settings\n";
   for (const Shorthand& shorthand : kShorthands) {
@@ -188,7 +188,8 @@ std::string HelpText() {
                            shorthand.key);
   }
   out +=
-      "\nsettings: --set and shorthands over the environment (MORPHSERVE_SECTION_NAME) over the file\n"
+      "\nsettings: --set and shorthands over the environment (MORPHSERVE_SECTION_NAME) over the "
+      "file\n"
       "over the default. Sizes take KiB, MiB, GiB, TiB.\n";
   std::string_view section;
   for (const SettingField& field : SettingTable()) {

@@ -1,5 +1,5 @@
-// The command line: what to do, and settings that rank with --set. Every flag is accepted with - and _,
-// as --flag value and --flag=value.
+// The command line: what to do, and settings that rank with --set. Every flag is accepted with -
+// and _, as --flag value and --flag=value.
 #pragma once
 
 #include <string>
@@ -15,7 +15,7 @@ struct CommandLine {
   Action action = Action::kServe;
   std::string config_file;
   std::string ready_file;
-  std::string probe;     // ADDR[,SERVICE].
+  std::string probe;  // ADDR[,SERVICE].
   std::string probe_ca;
   std::vector<std::pair<std::string, std::string>> overrides;  // Setting and value, in order.
 };

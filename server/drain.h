@@ -1,5 +1,6 @@
 // Drain is the way out: readiness is withdrawn while requests are still served, then requests are
-// refused, what runs may finish, the rest is ended. It knows no gRPC and no signals; somebody ticks it.
+// refused, what runs may finish, the rest is ended. It knows no gRPC and no signals; somebody ticks
+// it.
 //   idle -> withdrawn -> finishing -> ended;  held drains go back to idle with Resume
 // Thread rule: Tick from one thread, which runs the hooks; everything else from any thread.
 #pragma once
@@ -31,8 +32,8 @@ class Drain {
   Drain(Hooks hooks, absl::Duration withdraw) : hooks_(std::move(hooks)), withdraw_(withdraw) {}
 
   // Starts a drain; `timeout` counts from the moment requests are refused. `exit`: the process ends
-  // afterwards, else it holds. While one is under way another may only hasten it: an earlier end, or
-  // exit instead of hold.
+  // afterwards, else it holds. While one is under way another may only hasten it: an earlier end,
+  // or exit instead of hold.
   void Begin(absl::Time now, absl::Duration timeout, bool exit);
 
   // Ends a held drain at the next Tick. False when there is none, or when the process exits.
@@ -44,7 +45,8 @@ class Drain {
   Phase phase() const;
   bool exiting() const;
 
-  // Sleeps until a drain with exit has refused requests; returns when the rest is ended at the latest.
+  // Sleeps until a drain with exit has refused requests; returns when the rest is ended at the
+  // latest.
   absl::Time WaitUntilFinishing();
 
  private:

@@ -7,12 +7,12 @@ namespace morphserve {
 using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 
-// One Watch. At most one operation is under way: `writing` or `finishing` is set, under the service's
-// lock, before the operation starts, so nobody else touches the stream until its callback.
+// One Watch. At most one operation is under way: `writing` or `finishing` is set, under the
+// service's lock, before the operation starts, so nobody else touches the stream until its
+// callback.
 class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheckResponse> {
  public:
-  Watcher(HealthService* service, std::string name)
-      : service_(service), name_(std::move(name)) {}
+  Watcher(HealthService* service, std::string name) : service_(service), name_(std::move(name)) {}
 
   void OnWriteDone(bool ok) override {
     Action action;

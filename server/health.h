@@ -1,6 +1,6 @@
-// HealthService speaks grpc.health.v1 for one listener. The names it knows are fixed when it is made;
-// each starts as NOT_SERVING. Probes carry no credential, so none is asked for.
-// Thread rule: every method from any thread. Ownership: outlives the gRPC server it is registered with.
+// HealthService speaks grpc.health.v1 for one listener. The names it knows are fixed when it is
+// made; each starts as NOT_SERVING. Probes carry no credential, so none is asked for. Thread rule:
+// every method from any thread. Ownership: outlives the gRPC server it is registered with.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -42,7 +42,8 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
 
  private:
   class Watcher;
-  // A write or an end that was decided under the lock and is carried out after it: gRPC may call back.
+  // A write or an end that was decided under the lock and is carried out after it: gRPC may call
+  // back.
   struct Action {
     Watcher* watcher = nullptr;
     bool finish = false;

@@ -61,11 +61,23 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Create(const std::string
         absl::StrFormat("listen.http is '%s'; IPv6 is not available", address));
   }
   const std::string ports = ListeningPorts(parsed);
-  // Few threads and short waits: scrapers and probes are few, and a stalled one must not hold a page.
-  const char* const options[] = {"listening_ports", ports.c_str(), "num_threads", "4",
-                                 "request_timeout_ms", "5000", "enable_keep_alive", "no",
-                                 "max_request_size", "16384", "connection_queue", "32",
-                                 "linger_timeout_ms", "0", nullptr};
+  // Few threads and short waits: scrapers and probes are few, and a stalled one must not hold a
+  // page.
+  const char* const options[] = {"listening_ports",
+                                 ports.c_str(),
+                                 "num_threads",
+                                 "4",
+                                 "request_timeout_ms",
+                                 "5000",
+                                 "enable_keep_alive",
+                                 "no",
+                                 "max_request_size",
+                                 "16384",
+                                 "connection_queue",
+                                 "32",
+                                 "linger_timeout_ms",
+                                 "0",
+                                 nullptr};
   mg_callbacks callbacks{};
   callbacks.log_message = &LogMessage;
   callbacks.log_access = &LogAccess;

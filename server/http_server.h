@@ -1,7 +1,7 @@
-// HttpServer serves a fixed set of read-only pages over plain HTTP/1.1: metrics, status, health. Only GET
-// and HEAD of an exact path are answered; there are no files behind it.
-// Thread rule: pages are made on the server's own threads, several at a time. Ownership: whatever the
-// pages refer to outlives the HttpServer.
+// HttpServer serves a fixed set of read-only pages over plain HTTP/1.1: metrics, status, health.
+// Only GET and HEAD of an exact path are answered; there are no files behind it. Thread rule: pages
+// are made on the server's own threads, several at a time. Ownership: whatever the pages refer to
+// outlives the HttpServer.
 #pragma once
 
 #include <functional>

@@ -18,7 +18,7 @@ struct Listener {
 };
 
 struct ListenerOptions {
-  std::string key;      // The setting that names the address, for messages.
+  std::string key;  // The setting that names the address, for messages.
   std::string address;
   std::shared_ptr<grpc::ServerCredentials> credentials;
   std::vector<grpc::Service*> services;  // Outlive the server.

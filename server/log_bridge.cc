@@ -71,8 +71,8 @@ void OnGrpc(gpr_log_func_args* args) {
 void OnProtobuf(google::protobuf::LogLevel level, const char* file, int line,
                 const std::string& message) {
   // A string that is not UTF-8 is a client's fault and answered as such; here it is detail.
-  const LogLevel ours = level == google::protobuf::LOGLEVEL_FATAL ? LogLevel::kError
-                                                                  : LogLevel::kDebug;
+  const LogLevel ours =
+      level == google::protobuf::LOGLEVEL_FATAL ? LogLevel::kError : LogLevel::kDebug;
   Write(ours, "protobuf", file, line, message);
 }
 

@@ -1,5 +1,5 @@
-// Sends the log lines of gRPC and protobuf to our own log, at a bounded rate: hostile input can make
-// either library complain once a message.
+// Sends the log lines of gRPC and protobuf to our own log, at a bounded rate: hostile input can
+// make either library complain once a message.
 #pragma once
 
 namespace morphserve {

@@ -1,4 +1,5 @@
-// The bucket sets of histograms, shared by code and documentation. Seconds, unless the name says tokens.
+// The bucket sets of histograms, shared by code and documentation. Seconds, unless the name says
+// tokens.
 #pragma once
 
 #include <prometheus/histogram.h>

@@ -1,5 +1,5 @@
-// Every metric family of the server: name, type and help. ServerMetrics registers exactly these; the
-// tables of server/README.md and the dashboards are checked against them.
+// Every metric family of the server: name, type and help. ServerMetrics registers exactly these;
+// the tables of server/README.md and the dashboards are checked against them.
 #pragma once
 
 #include <span>

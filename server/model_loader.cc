@@ -53,8 +53,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ServerConfig& config, const LoadHook
   MS_ASSIGN_OR_RETURN(const MemoryVerdict verdict, Engine::Plan(checkpoint, options));
   MS_LOG(INFO) << "memory: " << verdict.text;
   if (!checkpoint.chat_template.empty() && checkpoint.tokenizer != nullptr) {
-    absl::StatusOr<std::unique_ptr<ChatTemplate>> chat_template = ChatTemplate::Create(
-        checkpoint.chat_template, checkpoint.bos_token, checkpoint.eos_token);
+    absl::StatusOr<std::unique_ptr<ChatTemplate>> chat_template =
+        ChatTemplate::Create(checkpoint.chat_template, checkpoint.bos_token, checkpoint.eos_token);
     if (chat_template.ok()) {
       loaded.chat_template = *std::move(chat_template);
     } else {
@@ -63,9 +63,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ServerConfig& config, const LoadHook
     }
   }
   loaded.generation = checkpoint.generation;
-  MS_ASSIGN_OR_RETURN(loaded.engine,
-                      Engine::Create(std::move(checkpoint), options, hooks.clock, hooks.observer,
-                                     hooks.progress, hooks.cancel));
+  MS_ASSIGN_OR_RETURN(loaded.engine, Engine::Create(std::move(checkpoint), options, hooks.clock,
+                                                    hooks.observer, hooks.progress, hooks.cancel));
   return loaded;
 }
 

@@ -1,5 +1,5 @@
-// Loads what a server serves: checkpoint, verdict on memory, engine, chat template. Blocks for as long as
-// it takes; somebody else answers "starting" meanwhile.
+// Loads what a server serves: checkpoint, verdict on memory, engine, chat template. Blocks for as
+// long as it takes; somebody else answers "starting" meanwhile.
 #pragma once
 
 #include <atomic>
@@ -32,11 +32,12 @@ struct LoadHooks {
 using ModelLoader =
     std::function<absl::StatusOr<LoadedModel>(const ServerConfig&, const LoadHooks&)>;
 
-// CANCELLED when *cancel became true. Otherwise what opening, planning or loading said. The verdict on
-// memory goes to the log before weights are read.
+// CANCELLED when *cancel became true. Otherwise what opening, planning or loading said. The verdict
+// on memory goes to the log before weights are read.
 absl::StatusOr<LoadedModel> LoadModel(const ServerConfig& config, const LoadHooks& hooks);
 
 // The name that requests use: letters, digits and ._:/- in at most 128 bytes.
-absl::StatusOr<std::string> ServedModelName(const ServerConfig& config, const Checkpoint& checkpoint);
+absl::StatusOr<std::string> ServedModelName(const ServerConfig& config,
+                                            const Checkpoint& checkpoint);
 
 }  // namespace morphserve

@@ -14,8 +14,7 @@ namespace morphserve {
 int RunProbe(const ProbeOptions& options) {
   const size_t comma = options.target.find(',');
   const std::string address = options.target.substr(0, comma);
-  const std::string service =
-      comma == std::string::npos ? "" : options.target.substr(comma + 1);
+  const std::string service = comma == std::string::npos ? "" : options.target.substr(comma + 1);
   HostPort parsed;
   if (!ParseHostPort(address, &parsed)) {
     std::fprintf(stderr, "probe: '%s' is not host:port\n", address.c_str());
@@ -42,8 +41,7 @@ int RunProbe(const ProbeOptions& options) {
   grpc::health::v1::HealthCheckResponse response;
   const grpc::Status status = stub->Check(&context, request, &response);
   if (!status.ok()) {
-    std::fprintf(stderr, "probe: %s: %s\n", options.target.c_str(),
-                 status.error_message().c_str());
+    std::fprintf(stderr, "probe: %s: %s\n", options.target.c_str(), status.error_message().c_str());
     return 2;
   }
   if (response.status() == grpc::health::v1::HealthCheckResponse::SERVING) return 0;

@@ -6,7 +6,7 @@
 namespace morphserve {
 
 struct ProcessStats {
-  double cpu_seconds = 0;     // User and system, all threads.
+  double cpu_seconds = 0;  // User and system, all threads.
   int64_t resident_bytes = 0;
   int64_t virtual_bytes = 0;
   int64_t threads = 0;

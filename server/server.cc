@@ -91,8 +91,8 @@ struct Server::Impl {
   std::unique_ptr<ChatTemplate> chat_template;
   std::unique_ptr<TrackedEngine> engine;
   std::atomic<TrackedEngine*> live_engine{nullptr};
-  HealthService inference_health{{"", kReadiness, kLiveness, "morphserve.v1.Inference",
-                                  "morphserve.v1.Models"}};
+  HealthService inference_health{
+      {"", kReadiness, kLiveness, "morphserve.v1.Inference", "morphserve.v1.Models"}};
   HealthService admin_health{{"", "morphserve.v1.Admin"}};
   std::unique_ptr<InferenceService> inference_service;
   std::unique_ptr<ModelsService> models_service;
@@ -120,8 +120,8 @@ struct Server::Impl {
 Drain::Hooks Server::Impl::DrainHooks() {
   Drain::Hooks hooks;
   hooks.withdraw = [this] {
-    MS_LOG(INFO) << "drain: readiness withdrawn, requests are taken for "
-                 << config.drain.withdraw_s << " s more";
+    MS_LOG(INFO) << "drain: readiness withdrawn, requests are taken for " << config.drain.withdraw_s
+                 << " s more";
     state.BeginDrain();
   };
   hooks.refuse = [this] {
@@ -176,28 +176,30 @@ absl::Status Server::Impl::Listen() {
   MS_ASSIGN_OR_RETURN(authorizer, Authorizer::Create(config.auth.tokens_file, &metrics));
   MS_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials,
                       MakeServerCredentials(config.tls.cert, config.tls.key));
-  inference_service =
-      std::make_unique<InferenceService>(&state, authorizer.get(), &metrics, clock);
+  inference_service = std::make_unique<InferenceService>(&state, authorizer.get(), &metrics, clock);
   models_service = std::make_unique<ModelsService>(&state, authorizer.get(), &metrics, clock);
-  admin_service = std::make_unique<AdminService>(
-      AdminDeps{.state = &state,
-                .authorizer = authorizer.get(),
-                .metrics = &metrics,
-                .drain = &drain,
-                .clock = clock,
-                .engine = [this] { return live_engine.load(); }});
+  admin_service =
+      std::make_unique<AdminService>(AdminDeps{.state = &state,
+                                               .authorizer = authorizer.get(),
+                                               .metrics = &metrics,
+                                               .drain = &drain,
+                                               .clock = clock,
+                                               .engine = [this] { return live_engine.load(); }});
   inference_health.Set(kLiveness, true);
   admin_health.Set("", true);
   admin_health.Set("morphserve.v1.Admin", true);
   MS_ASSIGN_OR_RETURN(http, HttpServer::Create(config.listen.http, Pages()));
   MS_ASSIGN_OR_RETURN(
-      inference,
-      StartListener({"listen.inference", config.listen.inference, credentials,
-                     {inference_service.get(), models_service.get(), &inference_health}},
-                    config.grpc));
-  MS_ASSIGN_OR_RETURN(admin, StartListener({"listen.admin", config.listen.admin, credentials,
-                                            {admin_service.get(), &admin_health}},
-                                           config.grpc));
+      inference, StartListener({"listen.inference",
+                                config.listen.inference,
+                                credentials,
+                                {inference_service.get(), models_service.get(), &inference_health}},
+                               config.grpc));
+  MS_ASSIGN_OR_RETURN(
+      admin,
+      StartListener(
+          {"listen.admin", config.listen.admin, credentials, {admin_service.get(), &admin_health}},
+          config.grpc));
   ports = {inference.port, http->port(), admin.port};
   return absl::OkStatus();
 }
@@ -342,16 +344,15 @@ absl::Status Server::Impl::LoadAndServe() {
   engine = std::make_unique<TrackedEngine>(std::move(loaded.engine));
   metrics.AttachEngine(engine.get());
   const EngineInfo& info = engine->info();
-  state.SetReady(
-      {engine.get(), chat_template.get(), loaded.name, std::move(loaded.generation)});
+  state.SetReady({engine.get(), chat_template.get(), loaded.name, std::move(loaded.generation)});
   live_engine.store(engine.get());
   loading.store(false);
   UpdateHealth();
   MS_LOG(INFO) << "ready model=" << loaded.name << " architecture=" << info.architecture
                << " weights=" << info.weight_dtype << " kv=" << info.kv_dtype
                << " context_tokens=" << info.context_tokens << " plan_id=" << info.active_plan_id
-               << " device=\"" << info.device_name << "\" seconds="
-               << absl::StrFormat("%.2f", absl::ToDoubleSeconds(end - begin));
+               << " device=\"" << info.device_name
+               << "\" seconds=" << absl::StrFormat("%.2f", absl::ToDoubleSeconds(end - begin));
   return WriteReadyFile();
 }
 

@@ -21,8 +21,8 @@ void CheckListeners(const ServerConfig& config, std::vector<std::string>* proble
   for (size_t i = 0; i < std::size(listeners); ++i) {
     HostPort a;
     if (!ParseHostPort(listeners[i].address, &a)) {
-      problems->push_back(absl::StrFormat("%s is '%s'; must be host:port", listeners[i].key,
-                                          listeners[i].address));
+      problems->push_back(
+          absl::StrFormat("%s is '%s'; must be host:port", listeners[i].key, listeners[i].address));
       continue;
     }
     for (size_t j = 0; j < i; ++j) {
@@ -79,7 +79,8 @@ bool ParseHostPort(const std::string& address, HostPort* out) {
     return false;
   }
   bool digits_and_dots = host.compare(0, 4, "127.") == 0;
-  for (const char c : host) digits_and_dots = digits_and_dots && (c == '.' || (c >= '0' && c <= '9'));
+  for (const char c : host)
+    digits_and_dots = digits_and_dots && (c == '.' || (c >= '0' && c <= '9'));
   // "127.example.com" is a name that anyone may own: only a literal counts.
   out->loopback = digits_and_dots || host == "localhost" || host == "::1";
   out->host = std::move(host);

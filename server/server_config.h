@@ -1,6 +1,6 @@
-// ServerConfig is every setting of the process, typed, after file, environment and flags were merged.
-// The table that names, bounds and explains each one is settings.cc; a member here without a row
-// there does not exist for a user. Plain values, constant once the server runs.
+// ServerConfig is every setting of the process, typed, after file, environment and flags were
+// merged. The table that names, bounds and explains each one is settings.cc; a member here without
+// a row there does not exist for a user. Plain values, constant once the server runs.
 #pragma once
 
 #include <cstdint>
@@ -118,8 +118,8 @@ struct ServerConfig {
   ServerConfig();  // Every member at the default of the table.
 };
 
-// Problems between settings (ranges of single values are checked when they are set), each naming its
-// keys. Empty: the configuration can be served. Reads no file.
+// Problems between settings (ranges of single values are checked when they are set), each naming
+// its keys. Empty: the configuration can be served. Reads no file.
 std::vector<std::string> ValidateConfig(const ServerConfig& config);
 
 // The engine's share of the settings. `config` must have passed ValidateConfig.

@@ -29,13 +29,13 @@ constexpr size_t kPlansMax = 64;  // More plans than this share one series, "oth
 constexpr int kCodes = 17;        // grpc::StatusCode is 0 to 16.
 
 constexpr std::array<const char*, kCodes> kCodeNames = {
-    "OK",           "CANCELLED",         "UNKNOWN",          "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED", "NOT_FOUND",    "ALREADY_EXISTS",   "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED",  "OUT_OF_RANGE",
-    "UNIMPLEMENTED", "INTERNAL",         "UNAVAILABLE",      "DATA_LOSS",
-    "UNAUTHENTICATED"};
+    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+    "DATA_LOSS", "UNAUTHENTICATED"};
 
-// Every method of both listeners. The list bounds the label values: nothing a client sends makes one.
+// Every method of both listeners. The list bounds the label values: nothing a client sends makes
+// one.
 constexpr std::array<std::pair<const char*, const char*>, 18> kMethods = {{
     {"morphserve.v1.Inference", "Generate"},
     {"morphserve.v1.Inference", "GenerateStream"},
@@ -58,10 +58,12 @@ constexpr std::array<std::pair<const char*, const char*>, 18> kMethods = {{
 }};
 
 constexpr std::array<const char*, 17> kRejections = {
-    "FIELD_INVALID", "CONTEXT_TOO_LONG", "NEVER_FITS", "TEMPLATE_FAILED", "MODEL_NOT_FOUND",
-    "PLAN_NOT_FOUND", "REQUEST_ID_IN_USE", "NO_CHAT_TEMPLATE", "NO_TOKENIZER",
-    "FEATURE_UNAVAILABLE", "QUEUE_FULL", "DEADLINE_UNREACHABLE", "DEADLINE_PASSED", "STARTING",
-    "DRAINING", "CREDENTIAL", "SCOPE_MISSING"};
+    "FIELD_INVALID",       "CONTEXT_TOO_LONG", "NEVER_FITS",
+    "TEMPLATE_FAILED",     "MODEL_NOT_FOUND",  "PLAN_NOT_FOUND",
+    "REQUEST_ID_IN_USE",   "NO_CHAT_TEMPLATE", "NO_TOKENIZER",
+    "FEATURE_UNAVAILABLE", "QUEUE_FULL",       "DEADLINE_UNREACHABLE",
+    "DEADLINE_PASSED",     "STARTING",         "DRAINING",
+    "CREDENTIAL",          "SCOPE_MISSING"};
 
 std::string HelpOf(const char* name, MetricType type) {
   const MetricRow* row = FindMetric(name);
@@ -153,8 +155,7 @@ struct ServerMetrics::Families {
   Counter& refused_certain = deadline_refusals.Add({{"basis", "certain"}});
   Counter& missed_waiting = deadline_missed.Add({{"phase", "waiting"}});
   Counter& missed_running = deadline_missed.Add({{"phase", "running"}});
-  Counter& preempted_pages =
-      preemptions.Add({{"resource", "page"}, {"action", "recompute"}});
+  Counter& preempted_pages = preemptions.Add({{"resource", "page"}, {"action", "recompute"}});
   Histogram& e2e_all = e2e.Add({}, LongBuckets());
   Histogram& queue_time_all = queue_time.Add({}, LongBuckets());
   Histogram& prefill_time_all = prefill_time.Add({}, LongBuckets());
@@ -251,7 +252,8 @@ struct ServerMetrics::RpcSeries {
 
 namespace {
 
-constexpr std::array<std::string_view, 4> kAuthCauses = {"missing", "malformed", "unknown", "scope"};
+constexpr std::array<std::string_view, 4> kAuthCauses = {"missing", "malformed", "unknown",
+                                                         "scope"};
 
 }  // namespace
 
@@ -426,8 +428,8 @@ void ServerMetrics::RefreshGauges() {
 
 std::string ServerMetrics::Render() {
   {
-    // So that the engine cannot be detached while it is read, and two scrapes do not both add the same
-    // processor time. Not mutex_: the engine thread takes that one inside a step.
+    // So that the engine cannot be detached while it is read, and two scrapes do not both add the
+    // same processor time. Not mutex_: the engine thread takes that one inside a step.
     MutexLock lock(&render_mutex_);
     RefreshGauges();
   }

@@ -1,8 +1,8 @@
 // ServerMetrics owns the Prometheus registry and every family of it. It hears the engine as its
-// observer and the services through the On... methods, and renders the whole for /metrics. The table of
-// names is server/README.md.
-// Thread rule: On... of EngineObserver on the engine thread; everything else from any thread. References
-// to counters are kept: nothing is looked up by label per token.
+// observer and the services through the On... methods, and renders the whole for /metrics. The
+// table of names is server/README.md. Thread rule: On... of EngineObserver on the engine thread;
+// everything else from any thread. References to counters are kept: nothing is looked up by label
+// per token.
 #pragma once
 
 #include <array>
@@ -28,8 +28,9 @@ class ServerMetrics final : public EngineObserver {
   ServerMetrics(const ServerMetrics&) = delete;
   ServerMetrics& operator=(const ServerMetrics&) = delete;
 
-  // Services. `service` and `method` as in the path of the call ("morphserve.v1.Inference", "Chat");
-  // names that no listener registers are counted as "other". `grpc_code` is a grpc::StatusCode.
+  // Services. `service` and `method` as in the path of the call ("morphserve.v1.Inference",
+  // "Chat"); names that no listener registers are counted as "other". `grpc_code` is a
+  // grpc::StatusCode.
   void OnRpcStart(std::string_view service, std::string_view method);
   void OnRpcEnd(std::string_view service, std::string_view method, int grpc_code, double seconds);
   // A request refused at admission, by its reason in the error catalogue ("QUEUE_FULL", ...).
@@ -77,7 +78,8 @@ class ServerMetrics final : public EngineObserver {
   void RefreshGauges() ABSL_EXCLUSIVE_LOCKS_REQUIRED(render_mutex_);
 
   const std::unique_ptr<Families> families_;
-  std::vector<std::unique_ptr<RpcSeries>> rpcs_;  // Constant after construction; the last is "other".
+  std::vector<std::unique_ptr<RpcSeries>>
+      rpcs_;  // Constant after construction; the last is "other".
 
   // Engine thread only.
   std::vector<std::unique_ptr<PlanSeries>> plans_;

@@ -1,7 +1,7 @@
-// ServingState is what every service reads before it does anything: whether the server takes requests,
-// the engine and the chat template once they are loaded, and the constants of this process.
-// Thread rule: every method from any thread. Ownership: the engine and the chat template belong to the
-// server and live until no service can be called any more.
+// ServingState is what every service reads before it does anything: whether the server takes
+// requests, the engine and the chat template once they are loaded, and the constants of this
+// process. Thread rule: every method from any thread. Ownership: the engine and the chat template
+// belong to the server and live until no service can be called any more.
 #pragma once
 
 #include <atomic>
@@ -36,8 +36,8 @@ class ServingState {
   // `config` is copied; `config_digest` names its effective values.
   ServingState(const ServerConfig& config, std::string config_digest, absl::Time started_at);
 
-  // OK while requests are taken: ready, or draining within the withdrawal time. Otherwise UNAVAILABLE
-  // with reason STARTING or DRAINING. After OK, model() is not null.
+  // OK while requests are taken: ready, or draining within the withdrawal time. Otherwise
+  // UNAVAILABLE with reason STARTING or DRAINING. After OK, model() is not null.
   absl::Status Accepting() const;
 
   ServingPhase phase() const { return phase_.load(std::memory_order_acquire); }

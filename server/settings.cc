@@ -21,8 +21,8 @@ using Kind = SettingKind;
 #define MS_AT(member) [](ServerConfig& c) -> SettingTarget { return &c.member; }
 
 constexpr SettingField kTable[] = {
-    {"model.path", Kind::kPath, "", 0, 0, "",
-     "GGUF file, or Hugging Face folder with safetensors", MS_AT(model.path)},
+    {"model.path", Kind::kPath, "", 0, 0, "", "GGUF file, or Hugging Face folder with safetensors",
+     MS_AT(model.path)},
     {"model.name", Kind::kText, "", 0, 0, "",
      "name that requests use; empty: the one in the model's files", MS_AT(model.name)},
     {"model.weights_dtype", Kind::kChoice, "native", 0, 0, "native|bf16|f32",
@@ -36,8 +36,8 @@ constexpr SettingField kTable[] = {
      "gRPC: inference, models, health, reflection", MS_AT(listen.inference)},
     {"listen.http", Kind::kAddress, "127.0.0.1:8002", 0, 0, "",
      "HTTP: /metrics, /statusz, /livez, /readyz", MS_AT(listen.http)},
-    {"listen.admin", Kind::kAddress, "127.0.0.1:8003", 0, 0, "",
-     "gRPC: admin, health, reflection", MS_AT(listen.admin)},
+    {"listen.admin", Kind::kAddress, "127.0.0.1:8003", 0, 0, "", "gRPC: admin, health, reflection",
+     MS_AT(listen.admin)},
     {"grpc.receive_bytes_max", Kind::kBytes, "8MiB", kKiB, kGiB, "",
      "largest message taken from a client", MS_AT(grpc.receive_bytes_max)},
     {"grpc.send_bytes_max", Kind::kBytes, "16MiB", kKiB, kGiB, "",
@@ -59,8 +59,8 @@ constexpr SettingField kTable[] = {
     {"grpc.ping_strikes", Kind::kCount, "2", 0, 1000, "",
      "pings sooner than that before the connection is closed; 0: any number",
      MS_AT(grpc.ping_strikes)},
-    {"grpc.reflection", Kind::kBool, "true", 0, 0, "",
-     "describe the services to whoever connects", MS_AT(grpc.reflection)},
+    {"grpc.reflection", Kind::kBool, "true", 0, 0, "", "describe the services to whoever connects",
+     MS_AT(grpc.reflection)},
     {"limits.context_tokens", Kind::kCount, "model", 0, 16777216, "model",
      "prompt and completion together; model: what the model was made for",
      MS_AT(limits.context_tokens)},
@@ -124,8 +124,8 @@ constexpr SettingField kTable[] = {
      "a step older than this, with work to do, ends liveness", MS_AT(health.stall_s)},
     {"drain.withdraw_s", Kind::kNumber, "10", 0, 3600, "",
      "still serving after readiness went, so that balancers notice", MS_AT(drain.withdraw_s)},
-    {"drain.timeout_s", Kind::kNumber, "120", 0, kDay, "",
-     "what running requests then have left", MS_AT(drain.timeout_s)},
+    {"drain.timeout_s", Kind::kNumber, "120", 0, kDay, "", "what running requests then have left",
+     MS_AT(drain.timeout_s)},
     {"tls.cert", Kind::kPath, "", 0, 0, "", "PEM certificate chain of both gRPC listeners",
      MS_AT(tls.cert)},
     {"tls.key", Kind::kPath, "", 0, 0, "", "its PEM private key", MS_AT(tls.key)},
@@ -142,16 +142,38 @@ constexpr SettingField kTable[] = {
 };
 #undef MS_AT
 
-// Keys of the design that a later release builds. Whoever sets one must know that it does nothing yet.
+// Keys of the design that a later release builds. Whoever sets one must know that it does nothing
+// yet.
 constexpr std::string_view kPlanned[] = {
-    "model.branches", "limits.snapshot_marks", "tenant.running_max", "tenant.waiting_max",
-    "tenant.tokens_per_minute", "tenant.weight", "cache.page_tokens", "cache.grid_tokens",
-    "cache.state_dtype", "cache.snapshot_share_max", "cache.snapshots_per_path",
-    "cache.host_spill_bytes", "cache.isolation", "plans.active", "plans.quality_floor",
-    "plans.state_file", "plans.table_max", "plans.live_max", "plans.history",
-    "morph.canary_prompts", "morph.kl_max", "morph.watch_s", "morph.latency_share_max",
-    "morph.workspace_bytes", "morph.cost_cache", "guard.state_every_tokens", "guard.trips_max",
-    "guard.window_s", "tls.client_ca",
+    "model.branches",
+    "limits.snapshot_marks",
+    "tenant.running_max",
+    "tenant.waiting_max",
+    "tenant.tokens_per_minute",
+    "tenant.weight",
+    "cache.page_tokens",
+    "cache.grid_tokens",
+    "cache.state_dtype",
+    "cache.snapshot_share_max",
+    "cache.snapshots_per_path",
+    "cache.host_spill_bytes",
+    "cache.isolation",
+    "plans.active",
+    "plans.quality_floor",
+    "plans.state_file",
+    "plans.table_max",
+    "plans.live_max",
+    "plans.history",
+    "morph.canary_prompts",
+    "morph.kl_max",
+    "morph.watch_s",
+    "morph.latency_share_max",
+    "morph.workspace_bytes",
+    "morph.cost_cache",
+    "guard.state_every_tokens",
+    "guard.trips_max",
+    "guard.window_s",
+    "tls.client_ca",
 };
 
 absl::Status Refused(const SettingField& field, std::string_view text, const std::string& allowed) {
@@ -161,7 +183,7 @@ absl::Status Refused(const SettingField& field, std::string_view text, const std
 
 std::string Plain(double value) {
   return value == std::floor(value) && std::fabs(value) < 9e15 ? absl::StrFormat("%.0f", value)
-                                                                : absl::StrFormat("%g", value);
+                                                               : absl::StrFormat("%g", value);
 }
 
 std::string RangeText(const SettingField& field) {
@@ -171,8 +193,9 @@ std::string RangeText(const SettingField& field) {
                             FormatBytes(static_cast<int64_t>(field.min)),
                             FormatBytes(static_cast<int64_t>(field.max)));
   } else {
-    range = absl::StrFormat("%s %s to %s", field.kind == Kind::kCount ? "a whole number" : "a number",
-                            Plain(field.min), Plain(field.max));
+    range =
+        absl::StrFormat("%s %s to %s", field.kind == Kind::kCount ? "a whole number" : "a number",
+                        Plain(field.min), Plain(field.max));
   }
   if (!field.words.empty()) range = absl::StrFormat("%s, or '%s'", range, field.words);
   return range;
@@ -259,8 +282,8 @@ std::string NearestSetting(std::string_view key) {
   for (const SettingField& field : kTable) {
     const size_t dot = field.key.find('.');
     // A forgotten or wrong section is as common a slip as a misspelled name.
-    const size_t distance = std::min(EditDistance(key, field.key),
-                                     EditDistance(key, field.key.substr(dot + 1)) + 1);
+    const size_t distance =
+        std::min(EditDistance(key, field.key), EditDistance(key, field.key.substr(dot + 1)) + 1);
     if (distance < best_distance) {
       best_distance = distance;
       best = field.key;

@@ -1,6 +1,6 @@
-// The table of settings: one row per key with its default, range and help. The YAML file, --set, the
-// environment, --print_config, --help and the manual are all made from it.
-// Thread rule: immutable, any thread.
+// The table of settings: one row per key with its default, range and help. The YAML file, --set,
+// the environment, --print_config, --help and the manual are all made from it. Thread rule:
+// immutable, any thread.
 #pragma once
 
 #include <cstdint>
@@ -14,17 +14,26 @@
 
 namespace morphserve {
 
-enum class SettingKind : uint8_t { kText, kPath, kAddress, kChoice, kBool, kCount, kBytes, kNumber };
+enum class SettingKind : uint8_t {
+  kText,
+  kPath,
+  kAddress,
+  kChoice,
+  kBool,
+  kCount,
+  kBytes,
+  kNumber
+};
 
 using SettingTarget = std::variant<std::string*, bool*, int32_t*, int64_t*, double*>;
 
 struct SettingField {
-  std::string_view key;      // "section.name".
+  std::string_view key;  // "section.name".
   SettingKind kind;
   std::string_view fallback;  // The default, as a user would write it.
   double min;                 // Of numbers and sizes.
   double max;
-  std::string_view words;     // kChoice: "a|b|c". Numbers: the word that stands for 0, or empty.
+  std::string_view words;  // kChoice: "a|b|c". Numbers: the word that stands for 0, or empty.
   std::string_view help;
   SettingTarget (*target)(ServerConfig& config);
 };

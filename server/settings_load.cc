@@ -28,10 +28,9 @@ std::string UnknownKey(const std::string& key, const std::string& where) {
   const std::string planned = PlannedSetting(key);
   if (!planned.empty()) return absl::StrFormat("%s (%s)", planned, where);
   const std::string nearest = NearestSetting(key);
-  return nearest.empty()
-             ? absl::StrFormat("unknown setting '%s' (%s)", key.substr(0, 200), where)
-             : absl::StrFormat("unknown setting '%s' (%s); did you mean %s?", key.substr(0, 200),
-                               where, nearest);
+  return nearest.empty() ? absl::StrFormat("unknown setting '%s' (%s)", key.substr(0, 200), where)
+                         : absl::StrFormat("unknown setting '%s' (%s); did you mean %s?",
+                                           key.substr(0, 200), where, nearest);
 }
 
 void Apply(const std::string& key, const std::string& value, const std::string& where,
@@ -92,8 +91,8 @@ void ParseYaml(const std::string& text, Pairs* leaves, Problems* problems) {
   }
 }
 
-// Kubernetes gives every pod variables named after the services beside it; one called morphserve-grpc
-// makes MORPHSERVE_GRPC_SERVICE_HOST. They are not settings.
+// Kubernetes gives every pod variables named after the services beside it; one called
+// morphserve-grpc makes MORPHSERVE_GRPC_SERVICE_HOST. They are not settings.
 bool IsServiceLink(const std::string& name) {
   if (name.find("_SERVICE_HOST") != std::string::npos) return true;
   if (name.find("_SERVICE_PORT") != std::string::npos) return true;
@@ -126,8 +125,8 @@ void ApplyEnvironment(const Pairs& environment, LoadedSettings* loaded, Problems
     }
     // A wrong name in a section of ours is a slip that must not pass; another name is said aloud.
     const size_t section_end = name.find('_', kPrefix.size());
-    const bool ours = section_end != std::string::npos &&
-                      sections.count(name.substr(0, section_end + 1)) != 0;
+    const bool ours =
+        section_end != std::string::npos && sections.count(name.substr(0, section_end + 1)) != 0;
     std::string guess = name.substr(kPrefix.size());
     for (char& c : guess) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
     const size_t underscore = guess.find('_');

@@ -25,8 +25,9 @@ struct LoadedSettings {
   std::vector<std::string> warnings;
 };
 
-// INVALID_ARGUMENT with one problem a line: unknown keys with the nearest known one, keys that are not
-// built yet, malformed values, YAML that does not parse. Problems between settings are ValidateConfig's.
+// INVALID_ARGUMENT with one problem a line: unknown keys with the nearest known one, keys that are
+// not built yet, malformed values, YAML that does not parse. Problems between settings are
+// ValidateConfig's.
 absl::StatusOr<LoadedSettings> LoadSettings(const SettingsSources& sources);
 
 // The environment of this process. Reading it anywhere else is a defect.
@@ -36,8 +37,8 @@ std::vector<std::pair<std::string, std::string>> ProcessEnvironment();
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t bytes_max,
                                           const std::string& what);
 
-// All settings as a YAML file that LoadSettings reads back to the same values; with `origins` (may be
-// null) each value that is not a default says where it came from.
+// All settings as a YAML file that LoadSettings reads back to the same values; with `origins` (may
+// be null) each value that is not a default says where it came from.
 std::string PrintSettings(const ServerConfig& config,
                           const std::map<std::string, std::string>* origins);
 // Names the effective values: first 16 hex digits of the SHA-256 of PrintSettings.

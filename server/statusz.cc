@@ -42,9 +42,8 @@ std::string StepPart(const ServerMetrics& metrics) {
   for (const ServerMetrics::Step& step : metrics.LastSteps()) {
     out += absl::StrFormat("  %s %-7s %8.2f ms, %4d rows, %4d prompt, %4d output\n",
                            absl::FormatTime("%H:%M:%E3S", step.at, absl::UTCTimeZone()),
-                           kKinds[static_cast<size_t>(step.report.kind)],
-                           step.report.seconds * 1e3, step.report.rows, step.report.prompt_tokens,
-                           step.report.output_tokens);
+                           kKinds[static_cast<size_t>(step.report.kind)], step.report.seconds * 1e3,
+                           step.report.rows, step.report.prompt_tokens, step.report.output_tokens);
   }
   return out + "\n";
 }

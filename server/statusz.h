@@ -1,5 +1,5 @@
-// The status page: what this process is, does and was told, for people. Lengths and ids only; secrets
-// appear as the paths of their files.
+// The status page: what this process is, does and was told, for people. Lengths and ids only;
+// secrets appear as the paths of their files.
 #pragma once
 
 #include <string>

@@ -16,8 +16,8 @@ namespace morphserve {
 // certificate, no key, the key is of another certificate, the certificate is not valid now).
 absl::Status CheckCertificate(const std::string& certificate_pem, const std::string& key_pem);
 
-// TLS 1.2 or later with the certificate chain and key of the two files; without TLS when both paths are
-// empty. NOT_FOUND when a file cannot be read, else as CheckCertificate.
+// TLS 1.2 or later with the certificate chain and key of the two files; without TLS when both paths
+// are empty. NOT_FOUND when a file cannot be read, else as CheckCertificate.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     const std::string& certificate_path, const std::string& key_path);
 

@@ -69,8 +69,8 @@ absl::Status TrackedEngine::Submit(Request request, std::shared_ptr<TokenSink> s
     return WithReason(absl::AlreadyExistsError(absl::StrFormat("request_id %s is in use", id)),
                       "REQUEST_ID_IN_USE");
   }
-  const absl::Status status = inner_->Submit(
-      std::move(request), std::make_shared<Sink>(id, registry_, std::move(sink)));
+  const absl::Status status =
+      inner_->Submit(std::move(request), std::make_shared<Sink>(id, registry_, std::move(sink)));
   if (!status.ok()) registry_->Remove(id);
   return status;
 }

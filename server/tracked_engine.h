@@ -1,5 +1,5 @@
-// TrackedEngine is the engine as the services see it: the same interface, plus the list of live requests
-// that Abort and drain need. It stands in front of the loaded engine and forwards to it.
+// TrackedEngine is the engine as the services see it: the same interface, plus the list of live
+// requests that Abort and drain need. It stands in front of the loaded engine and forwards to it.
 // Thread rule: every method from any thread. Ownership: owns the inner engine.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Catches a credential that opens too much, a token file that is half understood, and a message that tells
-// an attacker which part was wrong.
+// Catches a credential that opens too much, a token file that is half understood, and a message
+// that tells an attacker which part was wrong.
 #include "server/auth.h"
 
 #include <gmock/gmock.h>
@@ -58,8 +58,7 @@ TEST(Auth, AScopeOpensOnlyItself) {
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(ReasonOf(refused.status()), "SCOPE_MISSING");
   EXPECT_EQ(refused.status().message(), "method needs scope admin");
-  const auto other =
-      (*authorizer)->AuthorizeHeader("Bearer root", {Scope::kInfer, Scope::kRead});
+  const auto other = (*authorizer)->AuthorizeHeader("Bearer root", {Scope::kInfer, Scope::kRead});
   EXPECT_EQ(other.status().message(), "method needs scope infer or read");
 }
 
@@ -67,7 +66,7 @@ TEST(Auth, WhateverIsWrongTheAnswerIsTheSame) {
   const auto authorizer = Authorizer::FromYaml(TwoTokens());
   ASSERT_TRUE(authorizer.ok());
   const std::vector<std::optional<std::string_view>> headers = {
-      std::nullopt, "",         "Bearer",         "Bearer ",       "sesame",
+      std::nullopt, "",         "Bearer",         "Bearer ",        "sesame",
       "Basic eA==", "Bearer x", "Bearer sesame ", "Bearer  sesame", "Bearer sesam"};
   for (const auto& header : headers) {
     const auto refused = (*authorizer)->AuthorizeHeader(header, {Scope::kInfer});

@@ -1,7 +1,5 @@
-// Catches a combination of settings that starts although it is unsafe or contradictory, an option that does
-// not reach the engine, and a command line that is misread.
-#include "server/server_config.h"
-
+// Catches a combination of settings that starts although it is unsafe or contradictory, an option
+// that does not reach the engine, and a command line that is misread.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -9,6 +7,7 @@
 #include <sstream>
 
 #include "server/command_line.h"
+#include "server/server_config.h"
 #include "server/settings.h"
 #include "server/settings_load.h"
 
@@ -46,11 +45,10 @@ TEST(Config, AListenerBeyondLoopbackNeedsTlsAndTokens) {
                 ElementsAre(HasSubstr("security.allow_insecure")));
     EXPECT_THAT(ValidateConfig(With({{key, address}, {"tls.cert", "c"}, {"tls.key", "k"}})),
                 ElementsAre(HasSubstr(key)));
-    EXPECT_THAT(ValidateConfig(With({{key, address},
-                                     {"tls.cert", "c"},
-                                     {"tls.key", "k"},
-                                     {"auth.tokens_file", "t"}})),
-                IsEmpty());
+    EXPECT_THAT(
+        ValidateConfig(
+            With({{key, address}, {"tls.cert", "c"}, {"tls.key", "k"}, {"auth.tokens_file", "t"}})),
+        IsEmpty());
     EXPECT_THAT(ValidateConfig(With({{key, address}, {"security.allow_insecure", "true"}})),
                 IsEmpty());
     EXPECT_THAT(ValidateConfig(With({{key, address}, {"security.allow_plain_http", "true"}})),
@@ -60,9 +58,9 @@ TEST(Config, AListenerBeyondLoopbackNeedsTlsAndTokens) {
 
 TEST(Config, PlainHttpBeyondLoopbackIsAskedForByName) {
   const std::pair<std::string, std::string> open = {"listen.http", "[::]:8002"};
-  EXPECT_THAT(ValidateConfig(With({open, {"tls.cert", "c"}, {"tls.key", "k"},
-                                   {"auth.tokens_file", "t"}})),
-              ElementsAre(HasSubstr("security.allow_plain_http")));
+  EXPECT_THAT(
+      ValidateConfig(With({open, {"tls.cert", "c"}, {"tls.key", "k"}, {"auth.tokens_file", "t"}})),
+      ElementsAre(HasSubstr("security.allow_plain_http")));
   EXPECT_THAT(ValidateConfig(With({open, {"security.allow_plain_http", "true"}})), IsEmpty());
   EXPECT_THAT(ValidateConfig(With({open, {"security.allow_insecure", "true"}})), IsEmpty());
 }
@@ -166,8 +164,8 @@ TEST(CommandLine, TakesDashesAndUnderscoresAndBothFormsOfAValue) {
 }
 
 TEST(CommandLine, FaultsAreAllNamed) {
-  const auto line = ParseCommandLine({"--modle", "a", "extra", "--set", "novalue", "--version=1",
-                                      "--limits.n", "3", "--model"});
+  const auto line = ParseCommandLine(
+      {"--modle", "a", "extra", "--set", "novalue", "--version=1", "--limits.n", "3", "--model"});
   ASSERT_FALSE(line.ok());
   const std::string problems(line.status().message());
   EXPECT_THAT(problems, HasSubstr("unknown flag --modle; did you mean --model?"));

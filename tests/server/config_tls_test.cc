@@ -1,4 +1,5 @@
-// Catches a certificate and key that do not belong together, and a start that falls back to plain text.
+// Catches a certificate and key that do not belong together, and a start that falls back to plain
+// text.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <openssl/evp.h>

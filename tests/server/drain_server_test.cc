@@ -1,6 +1,6 @@
-// The whole process with an engine that stands in: what clients see while it loads, serves, drains and ends.
-// Catches a listener that answers before it may, a method without a check of its caller, a drain that loses
-// or keeps requests.
+// The whole process with an engine that stands in: what clients see while it loads, serves, drains
+// and ends. Catches a listener that answers before it may, a method without a check of its caller,
+// a drain that loses or keeps requests.
 #include <gmock/gmock.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -51,13 +51,12 @@ class ServerTest : public ::testing::Test {
       ASSERT_TRUE(status.ok()) << status;
     }
     ready_file_ = ::testing::TempDir() + absl::StrFormat("ready-%d.json", getpid());
-    auto server = Server::Create({.settings = settings,
-                                  .ready_file = ready_file_,
-                                  .loader = [this](const ServerConfig&, const LoadHooks& hooks) {
-                                    return Loader(hooks);
-                                  },
-                                  .clock = &clock_,
-                                  .take_signals = false});
+    auto server = Server::Create(
+        {.settings = settings,
+         .ready_file = ready_file_,
+         .loader = [this](const ServerConfig&, const LoadHooks& hooks) { return Loader(hooks); },
+         .clock = &clock_,
+         .take_signals = false});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     inference_ = Connect(server_->ports().inference);
@@ -97,8 +96,7 @@ class ServerTest : public ::testing::Test {
     request.set_service(name);
     grpc::health::v1::HealthCheckResponse response;
     const grpc::Status status = stub->Check(&context, request, &response);
-    return status.ok() ? response.status()
-                       : grpc::health::v1::HealthCheckResponse::SERVICE_UNKNOWN;
+    return status.ok() ? response.status() : grpc::health::v1::HealthCheckResponse::SERVICE_UNKNOWN;
   }
   bool Serving(const std::string& name) {
     return Health(name) == grpc::health::v1::HealthCheckResponse::SERVING;
@@ -167,8 +165,8 @@ TEST_F(ServerTest, WhileLoadingItIsAliveAndNotReady) {
 
 TEST_F(ServerTest, ReadyMeansHealthAndTheFileOfPorts) {
   StartAndLoad();
-  for (const char* name : {"", "readiness", "liveness", "morphserve.v1.Inference",
-                           "morphserve.v1.Models"}) {
+  for (const char* name :
+       {"", "readiness", "liveness", "morphserve.v1.Inference", "morphserve.v1.Models"}) {
     EXPECT_TRUE(Serving(name)) << name;
   }
   std::stringstream text;
@@ -307,8 +305,7 @@ TEST_F(ServerTest, AdminRefusesWhatItCannotDo) {
   grpc::ClientContext c1, c2, c3, c4, c5, c6;
   EXPECT_EQ(code(admin_->Abort(&c1, v1::AbortRequest(), &aborted)),
             grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(code(admin_->Pause(&c2, v1::PauseRequest(), &paused)),
-            grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(code(admin_->Pause(&c2, v1::PauseRequest(), &paused)), grpc::StatusCode::UNIMPLEMENTED);
   EXPECT_EQ(code(admin_->FlushPrefixCache(&c3, v1::FlushPrefixCacheRequest(), &flushed)),
             grpc::StatusCode::UNIMPLEMENTED);
   v1::SetLogLevelRequest loud;
@@ -390,9 +387,9 @@ TEST_F(ServerTest, AdminIsNotOnTheOpenListener) {
   StartAndLoad();
   EXPECT_EQ(Call(inference_, "/morphserve.v1.Admin/GetLoad", "").error_code(),
             grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_EQ(Call(Connect(server_->ports().admin), "/morphserve.v1.Models/ListModels", "")
-                .error_code(),
-            grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(
+      Call(Connect(server_->ports().admin), "/morphserve.v1.Models/ListModels", "").error_code(),
+      grpc::StatusCode::UNIMPLEMENTED);
 }
 
 TEST_F(ServerTest, APortInUseIsRefusedByItsSetting) {

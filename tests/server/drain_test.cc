@@ -1,5 +1,5 @@
-// Catches a drain that refuses too early, waits for ever, ends requests that had time left, or runs a hook
-// twice. Time is moved by hand.
+// Catches a drain that refuses too early, waits for ever, ends requests that had time left, or runs
+// a hook twice. Time is moved by hand.
 #include "server/drain.h"
 
 #include <gmock/gmock.h>

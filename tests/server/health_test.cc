@@ -1,4 +1,5 @@
-// Catches a Watch that misses a change, holds up a shutdown, or is left behind; and a probe that lies.
+// Catches a Watch that misses a change, holds up a shutdown, or is left behind; and a probe that
+// lies.
 #include "server/health.h"
 
 #include <gmock/gmock.h>

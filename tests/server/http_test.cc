@@ -1,6 +1,4 @@
 // Catches a page that is served to the wrong path or method, and a request that a peer malformed.
-#include "server/http_server.h"
-
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
+#include "server/http_server.h"
 
 namespace morphserve {
 namespace {

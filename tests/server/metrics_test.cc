@@ -1,7 +1,5 @@
-// Catches a family without a row in the table or the manual, an event counted under the wrong label, a
-// gauge that is not refreshed, and label values that a client could add to.
-#include "server/server_metrics.h"
-
+// Catches a family without a row in the table or the manual, an event counted under the wrong
+// label, a gauge that is not refreshed, and label values that a client could add to.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -11,6 +9,7 @@
 #include <thread>
 
 #include "server/metric_table.h"
+#include "server/server_metrics.h"
 #include "tests/server/process_fakes.h"
 
 namespace morphserve {
@@ -19,7 +18,8 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-// The value of the first series of `name` whose labels contain all of `labels`; -1 when there is none.
+// The value of the first series of `name` whose labels contain all of `labels`; -1 when there is
+// none.
 double Value(const std::string& text, const std::string& name,
              const std::vector<std::string>& labels = {}) {
   std::istringstream lines(text);
@@ -39,13 +39,25 @@ void DriveEverything(ServerMetrics* metrics, const Engine* engine) {
   metrics->SetStartupSeconds("load", 1.5);
   metrics->OnRpcStart("morphserve.v1.Inference", "Chat");
   metrics->OnRpcEnd("morphserve.v1.Inference", "Chat", 8, 0.2);
-  metrics->OnStep({.kind = StepKind::kMixed, .seconds = 0.01, .rows = 7, .prompt_tokens = 5,
-                   .output_tokens = 2, .plans = 1, .recomputed_tokens = 3});
+  metrics->OnStep({.kind = StepKind::kMixed,
+                   .seconds = 0.01,
+                   .rows = 7,
+                   .prompt_tokens = 5,
+                   .output_tokens = 2,
+                   .plans = 1,
+                   .recomputed_tokens = 3});
   metrics->OnFirstToken("p-00112233445566aa", 0.1);
   metrics->OnTokenGap("p-00112233445566aa", 0.02);
-  metrics->OnRequestEnd({.plan_id = "p-00112233445566aa", .prompt_tokens = 5,
-                         .completion_tokens = 2, .max_tokens = 9, .queue_s = 0.1, .prefill_s = 0.2,
-                         .decode_s = 0.3, .total_s = 0.6, .tpot_s = 0.02, .ok = true,
+  metrics->OnRequestEnd({.plan_id = "p-00112233445566aa",
+                         .prompt_tokens = 5,
+                         .completion_tokens = 2,
+                         .max_tokens = 9,
+                         .queue_s = 0.1,
+                         .prefill_s = 0.2,
+                         .decode_s = 0.3,
+                         .total_s = 0.6,
+                         .tpot_s = 0.02,
+                         .ok = true,
                          .reason = "stop"});
 }
 

@@ -1,5 +1,5 @@
-// Stand-ins for tests of the process: an engine whose load a test sets and whose requests end when they
-// are cancelled, and a sink that remembers its end. For tests/server only.
+// Stand-ins for tests of the process: an engine whose load a test sets and whose requests end when
+// they are cancelled, and a sink that remembers its end. For tests/server only.
 #pragma once
 
 #include <map>

@@ -1,4 +1,5 @@
-// Catches a setting that is ignored, clamped, ranked wrongly, or printed so that it cannot be read back.
+// Catches a setting that is ignored, clamped, ranked wrongly, or printed so that it cannot be read
+// back.
 #include "server/settings.h"
 
 #include <gmock/gmock.h>
