@@ -1,6 +1,7 @@
 """morphctl as a user runs it: output, exit codes, readable errors, files that can be resumed."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -22,15 +23,17 @@ def ctl(server):
 
 @pytest.mark.smoke
 def test_chat_streams_one_answer(ctl):
-    answer = ctl("chat", "--prompt", "What is the capital of France?", "--temperature", 0,
-                 "--max-tokens", 40, "--stats", check=0)
-    assert "Paris" in answer.stdout and "tokens" in answer.stderr
+    answer = ctl("chat", "--prompt", "Explain in one paragraph why the sky is blue.",
+                 "--temperature", 0, "--max-tokens", 40, "--stats", check=0)
+    assert "Rayleigh" in answer.stdout and "prompt tokens" in answer.stderr
 
 
-def test_chat_keeps_the_conversation(ctl):
-    talk = ctl("chat", "--temperature", 0, "--max-tokens", 30, check=0,
-               stdin="My name is Ada.\nWhat is my name?\n/reset\n/nonsense\n/exit\n")
-    assert "Ada" in talk.stdout.splitlines()[-1] or "Ada" in talk.stdout
+def test_chat_keeps_the_conversation_until_reset(ctl):
+    talk = ctl("chat", "--temperature", 0, "--max-tokens", 12, "--stats", check=0,
+               stdin="Hi!\nHow are you?\n/reset\nHi!\n/nonsense\n/exit\n")
+    counts = [int(n) for n in re.findall(r"\[(\d+) prompt tokens", talk.stderr)]
+    assert len(counts) == 3 and counts[1] > counts[0] + 12 and counts[2] == counts[0]
+    assert talk.stdout.splitlines()[0] == talk.stdout.splitlines()[-1]
     assert "/nonsense" in talk.stderr
 
 
