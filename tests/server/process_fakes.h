@@ -20,6 +20,8 @@ class StubEngine final : public Engine {
     info_.active_plan_id = "p-00112233445566aa";
     info_.layers = 2;
     info_.full_layers = 2;
+    info_.vocab = 100;
+    info_.context_tokens = 1000;
     info_.memory.page_bytes = 1000;
     info_.memory.pages_total = 10;
     info_.memory.text = "verdict of the stub";
