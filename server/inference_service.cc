@@ -166,7 +166,8 @@ void InferenceService::Start(const absl::StatusOr<Identity>& identity, const Cal
 
 void InferenceService::Refuse(const std::shared_ptr<Outbox>& outbox,
                               const absl::Status& status) const {
-  if (metrics_ != nullptr) metrics_->OnRejection(ReasonOf(status));
+  // A client that left was not refused anything.
+  if (metrics_ != nullptr && !absl::IsCancelled(status)) metrics_->OnRejection(ReasonOf(status));
   outbox->Fail(status);
 }
 

@@ -17,10 +17,10 @@
 namespace morphserve {
 namespace {
 
-using ::testing::Contains;
 using ::testing::ElementsAre;
 using testing::FakeEngine;
 using testing::FinishedAs;
+using testing::HasMetric;
 using ::testing::HasSubstr;
 using testing::Header;
 using testing::Play;
@@ -267,6 +267,8 @@ TEST(InferenceService, ARefusalOfTheEngineIsATrailersOnlyAnswer) {
   EXPECT_EQ(Header(context.GetServerInitialMetadata(), "morphserve-request-id"), "");
   EXPECT_EQ(Header(context.GetServerTrailingMetadata(), "grpc-retry-pushback-ms"), "1000");
   EXPECT_NE(Header(context.GetServerTrailingMetadata(), "morphserve-request-id"), "");
+  EXPECT_TRUE(HasMetric(&fixture.metrics(), "morphserve_admission_rejections_total",
+                        "reason=\"QUEUE_FULL\"", "1"));
 }
 
 TEST(InferenceService, FaultsNameTheRequestAndItsFields) {

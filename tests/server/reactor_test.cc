@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -16,6 +17,7 @@ namespace morphserve {
 namespace {
 
 using testing::FakeEngine;
+using testing::HasMetric;
 using testing::Play;
 using testing::ReasonIn;
 using testing::ServiceFixture;
@@ -122,6 +124,7 @@ TEST(Reactor, AReaderThatSleepsIsEndedWithItsStatusWhenItWakes) {
   const grpc::Status status = reader->Finish();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(ReasonIn(status), "SLOW_READER");
+  EXPECT_TRUE(HasMetric(&fixture.metrics(), "morphserve_stream_write_stalls_total", "", "1"));
 }
 
 TEST(Reactor, AReaderThatNeverWakesIsDroppedAfterTheStallTimes) {
@@ -146,6 +149,52 @@ TEST(Reactor, AReaderThatNeverWakesIsDroppedAfterTheStallTimes) {
   const absl::Time give_up = absl::Now() + absl::Seconds(20);
   while (!sink.expired() && absl::Now() < give_up) absl::SleepFor(absl::Milliseconds(10));
   EXPECT_TRUE(sink.expired());
+}
+
+TEST(Reactor, TextWorkIsRefusedNotQueuedWithoutBound) {
+  ServerConfig config;
+  config.queue.requests_max = 1;
+  ServiceFixture fixture(config);
+  std::promise<void> open;
+  const std::shared_future<void> opened = open.get_future().share();
+  std::atomic<int> inside{0};
+  fixture.tokenizer().on_encode = [opened, &inside] {
+    ++inside;
+    opened.wait();
+  };
+  const auto tokenize = [&fixture] {
+    grpc::ClientContext context;
+    v1::TokenizeRequest request;
+    request.set_text("abc");
+    v1::TokenizeResponse response;
+    return fixture.stub().Tokenize(&context, request, &response);
+  };
+  // Two at work; one at a time, for there is room for one that waits.
+  std::vector<std::thread> clients;
+  std::atomic<int> answered{0};
+  for (int i = 0; i < 2; ++i) {
+    clients.emplace_back([&] { answered += tokenize().ok() ? 1 : 0; });
+    while (inside.load() <= i) std::this_thread::yield();
+  }
+  // Of the next two, one waits and one is refused.
+  std::promise<grpc::Status> refused;
+  std::atomic<bool> told{false};
+  for (int i = 0; i < 2; ++i) {
+    clients.emplace_back([&] {
+      const grpc::Status status = tokenize();
+      if (status.ok()) {
+        ++answered;
+      } else if (!told.exchange(true)) {
+        refused.set_value(status);
+      }
+    });
+  }
+  const grpc::Status status = refused.get_future().get();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(ReasonIn(status), "QUEUE_FULL");
+  open.set_value();
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(answered.load(), 3);
 }
 
 TEST(Reactor, HundredsOfCallsComeAndGoInEveryWay) {

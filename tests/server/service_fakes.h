@@ -36,6 +36,7 @@ class ByteTokenizer final : public Tokenizer {
 
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
                                               const EncodeOptions& options) const override {
+    if (on_encode) on_encode();
     std::vector<int32_t> ids;
     if (options.add_special_tokens) ids.push_back(kStart);
     for (size_t at = 0; at < text.size();) {
@@ -57,6 +58,8 @@ class ByteTokenizer final : public Tokenizer {
   const SpecialTokens& special() const override { return special_; }
   size_t longest_piece_bytes() const override { return 9; }
   std::string Describe() const override { return "bytes"; }
+
+  std::function<void()> on_encode;  // Set before any thread encodes.
 
  private:
   int32_t AddedTokenAt(std::string_view text, size_t at, const EncodeOptions& options) const {

@@ -10,6 +10,7 @@
 #include <morphserve/v1/models.grpc.pb.h>
 
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -64,6 +65,7 @@ class ServiceFixture {
   }
 
   FakeEngine& engine() { return engine_; }
+  ByteTokenizer& tokenizer() { return tokenizer_; }
   ServingState& state() { return state_; }
   ServerMetrics& metrics() { return metrics_; }
   v1::Inference::Stub& stub() { return *stub_; }
@@ -86,6 +88,20 @@ class ServiceFixture {
   std::unique_ptr<v1::Inference::Stub> stub_;
   std::unique_ptr<v1::Models::Stub> models_stub_;
 };
+
+// True when a line of the metrics has the family's name, `label` and the value.
+inline bool HasMetric(ServerMetrics* metrics, const std::string& name, const std::string& label,
+                      const std::string& value) {
+  std::istringstream lines(metrics->Render());
+  for (std::string line; std::getline(lines, line);) {
+    const size_t space = line.rfind(' ');
+    if (line.rfind(name + "{", 0) == 0 && line.find(label) != std::string::npos &&
+        line.substr(space + 1) == value) {
+      return true;
+    }
+  }
+  return false;
+}
 
 // The reason in a status's details; empty when there is none.
 inline std::string ReasonIn(const grpc::Status& status) {

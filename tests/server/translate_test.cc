@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <limits>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -24,7 +25,6 @@ namespace morphserve {
 namespace {
 
 using testing::ByteTokenizer;
-using ::testing::Contains;
 using ::testing::ElementsAre;
 using testing::FakeEngine;
 using ::testing::HasSubstr;
@@ -560,6 +560,53 @@ TEST_F(TranslateTest, CountTokensCountsWhatGenerateWouldSend) {
               .CountTokens(Parse<v1::CountTokensRequest>("text: 'hi' plan { plan_id: 'p-9' }"), now)
               .status()),
       reason::kPlanNotFound);
+}
+
+// Valid messages with random bytes changed: whatever still parses must end in a request within the
+// bounds, or in a status of the catalogue. The sanitizers see the rest.
+TEST_F(TranslateTest, BrokenMessagesNeverDoHarm) {
+  const std::vector<std::string> seeds = {
+      Parse<v1::GenerateRequest>(
+          "model: 'tiny' text: 'some text' options { request_id: 'r' sampling { temperature: 0.5 "
+          "top_k: 9 logit_bias { key: 3 value: 2 } allowed_token_ids: [1, 2, 3] n: 2 } stopping { "
+          "max_tokens: 7 min_tokens: 2 stop: 'ab' stop_token_ids: 4 } output { logprobs: 3 } plan "
+          "{ tier: QUALITY_TIER_BALANCED } scheduling { priority: -3 } }")
+          .SerializeAsString(),
+      Parse<v1::ChatRequest>(
+          "messages { role: 'user' content: 'hello' tool_calls { name: 'f' arguments_json: "
+          "'{\"a\": [1]}' } } tools { name: 'f' parameters_json: '{}' } template_args_json: "
+          "'{\"x\": 1}' control_tokens: CONTROL_TOKENS_REFUSE options { sampling { seed: 1 } }")
+          .SerializeAsString()};
+  std::mt19937 random(11);
+  int accepted = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string bytes = seeds[random() % seeds.size()];
+    for (uint32_t changes = random() % 4; changes > 0; --changes) {
+      bytes[random() % bytes.size()] = static_cast<char>(random());
+    }
+    if (random() % 8 == 0) bytes.resize(random() % bytes.size());
+    absl::StatusOr<Request> request = absl::UnknownError("no message");
+    v1::GenerateRequest generate;
+    v1::ChatRequest chat;
+    if (round % 2 == 0 && generate.ParsePartialFromString(bytes)) {
+      request = translator_.Generate(generate, facts_);
+    } else if (round % 2 == 1 && chat.ParsePartialFromString(bytes)) {
+      request = translator_.Chat(chat, facts_);
+    } else {
+      continue;
+    }
+    if (!request.ok()) {
+      EXPECT_NE(ReasonOf(request.status()), "") << request.status();
+      continue;
+    }
+    ++accepted;
+    ASSERT_GE(request->stopping.max_tokens, 1);
+    ASSERT_LE(request->prompt.size() + static_cast<size_t>(request->stopping.max_tokens), 512u);
+    ASSERT_LE(request->stopping.min_tokens, request->stopping.max_tokens);
+    ASSERT_TRUE(std::isfinite(request->sampling.temperature));
+    for (const int32_t id : request->prompt) ASSERT_TRUE(id >= 0 && id < ByteTokenizer::kVocab);
+  }
+  EXPECT_GT(accepted, 1000);
 }
 
 TEST(TranslateJson, DepthIsBoundedWithoutRecursion) {
