@@ -136,7 +136,8 @@ TEST(Sample, AgreesWithThePlainDefinitionForEveryCut) {
   };
   const Cut cuts[] = {{0, 1, 0},      {1, 1, 0},        {5, 1, 0},          {40, 0.9f, 0},
                       {0, 0.95f, 0},  {0, 0.5f, 0.1f},  {0, 1, 0.05f},      {100, 0.99f, 0.01f},
-                      {0, 0.0f, 0},   {100000, 1, 0},   {0, 0.99999f, 0},   {3, 1, 0.9f}};
+                      {0, 0.0f, 0},   {100000, 1, 0},   {0, 0.99999f, 0},   {3, 1, 0.9f},
+                      {0, 1, 1.0f}};  // Only ties with the best: p < min_p p[0] is strict.
   int checked = 0, close = 0;
   ForEachTarget([&](const std::string& target, bool) {
     Numbers numbers(77);
