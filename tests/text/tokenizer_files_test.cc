@@ -110,7 +110,7 @@ TEST(TokenizerJson, RefusesWhatItDoesNotSupportWithThePath) {
                                                        {{"Sequence", {{"id", "A"}}}}})}})},
       {"/added_tokens", set("/added_tokens", "x")},
       {"/added_tokens/0", set("/added_tokens/0/id", 7)},
-      {"/added_tokens/0", set("/added_tokens/0/content", 7)},
+      {"/added_tokens/0/content", set("/added_tokens/0/content", 7)},
       {"/added_tokens/1", set("/added_tokens/1/content", "<begin>")},
       {"/added_tokens/0", [](Json* d) { (*d)["added_tokens"][0].erase("lstrip"); }},
   };
