@@ -75,8 +75,9 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Create(const std::string
                                  "16384",
                                  "connection_queue",
                                  "32",
+                                 // Zero would reset the connection under a page still on its way.
                                  "linger_timeout_ms",
-                                 "0",
+                                 "3000",
                                  nullptr};
   mg_callbacks callbacks{};
   callbacks.log_message = &LogMessage;
@@ -106,7 +107,7 @@ int HttpServer::Handle(mg_connection* connection, void* self) {
 int HttpServer::Serve(mg_connection* connection) const {
   const mg_request_info* info = mg_get_request_info(connection);
   const std::string_view method = info->request_method != nullptr ? info->request_method : "";
-  const char* path = info->local_uri != nullptr ? info->local_uri : "";
+  const char* path = info->local_uri_raw != nullptr ? info->local_uri_raw : "";
   HttpPage page;
   if (method != "GET" && method != "HEAD") {
     page.status = 405;
