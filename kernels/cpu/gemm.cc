@@ -46,8 +46,6 @@ constexpr int32_t kChunkTiles = 4;
 constexpr int64_t kBlockBytes = 1 << 20;
 // Below this many elements of x the caller lays out the tiles alone: quicker than waking workers.
 constexpr int64_t kParallelElements = 16384;
-// Adjacent panels that one call of a float kernel takes when there are few rows.
-constexpr int32_t kFloatPanels = 4;
 
 absl::Status CheckPart(const MatmulPart& part, int32_t k) {
   const PackedMatrix* w = part.weights;
@@ -246,7 +244,7 @@ class Product {
         const int64_t panel = u / chunks;
         const int32_t tile = first + static_cast<int32_t>(u % chunks) * kChunkTiles;
         int32_t panels = 1;
-        if (chunks == 1 && last - first == 1 && tiling_.At(first).width_index <= 1) {
+        if (IsFloatFormat(part.weights->format) && tiling_.padded_rows() < kMaxTileRows) {
           panels = static_cast<int32_t>(std::min<int64_t>(kFloatPanels, stop - u));
         }
         Unit(part, panel, panels, tile, std::min(last, tile + kChunkTiles));
@@ -260,12 +258,12 @@ class Product {
     return PanelCount(part.weights->n) * PanelBytes(part.weights->format, k_);
   }
 
-  // `panels` adjacent panels times tiles [first, last). More than one panel only with one tile of
-  // width 1 or 2, so that `sums` holds them.
+  // `panels` adjacent panels times tiles [first, last). More than one panel only while all rows are
+  // fewer than one full tile, so that `sums` holds them.
   void Unit(const MatmulPart& part, int64_t panel, int32_t panels, int32_t first,
             int32_t last) const {
     alignas(64) float sums[kChunkTiles * kMaxTileRows * kPanelOutputs];
-    static_assert(kFloatPanels * 2 <= kChunkTiles * kMaxTileRows);
+    static_assert(kFloatPanels <= kChunkTiles);
     const WeightFormat format = part.weights->format;
     const int64_t panel_bytes = PanelBytes(format, k_);
     const std::byte* data = part.weights->data + panel * panel_bytes;

@@ -91,7 +91,6 @@ inline void TileDot(const std::byte* weights, const std::byte* tokens, int32_t* 
 template <class Format>
 void Expand(const std::byte* panel, int64_t first_group, int64_t groups, Expanded* out) {
   for (int64_t g = 0; g < groups; ++g) {
-    Prefetch(panel + (first_group + g) * Format::kBytes, Format::kBytes);
     GroupWeights group;
     Format::Load(panel, first_group + g, 0, &group);
 #pragma GCC unroll 8
@@ -105,10 +104,18 @@ void Expand(const std::byte* panel, int64_t first_group, int64_t groups, Expande
   }
 }
 
+// Asks for `bytes` at p, of which a kernel will soon want all, to come as near as kLocality says.
+template <int kLocality>
+inline void PrefetchRun(const std::byte* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, kLocality);
+}
+
 // Continues the chains of one token tile through `groups` expanded groups. The dots of the next
-// group are under way while those of this one are added.
+// group are under way while those of this one are added. Meanwhile the memory brings `next_bytes`
+// a group of the weights at `next`: expanding them alone would be one burst of misses.
 template <bool kHasMin, int kWidth>
-void AddGroups(const Expanded& weights, int64_t groups, const std::byte* tile, float* sums) {
+void AddGroups(const Expanded& weights, int64_t groups, const std::byte* tile,
+               const std::byte* next, int64_t next_bytes, float* sums) {
   constexpr int64_t kStride = kWidth * kTileGroupBytes;
   alignas(64) int32_t dots[2][kWidth * kPanelOutputs];
   Ops::F acc[kWidth];
@@ -119,6 +126,8 @@ void AddGroups(const Expanded& weights, int64_t groups, const std::byte* tile, f
     if (g + 1 < groups) {
       TileDot<kWidth>(weights.bytes[g + 1], tile + (g + 1) * kStride, dots[(g + 1) % 2]);
     }
+    PrefetchRun<2>(next + g * next_bytes, next_bytes);
+    PrefetchRun<3>(tile + (g + 3) * kStride, kStride);
     const int32_t* dot = dots[g % 2];
     const float* scale = reinterpret_cast<const float*>(tile + g * kStride + kWidth * 32);
     const Ops::F w_scale = Ops::Load(weights.scale[g]);
@@ -145,14 +154,16 @@ void Panel(const std::byte* panel, int64_t k, const std::byte* const* tiles,
   for (int64_t first = 0; first < groups; first += kBlockGroups) {
     const int64_t run = std::min(kBlockGroups, groups - first);
     Expand<Format>(panel, first, run, &weights);
+    const std::byte* next = panel + (first + run) * Format::kBytes;
     float* at = sums;
     for (int32_t t = 0; t < count; ++t) {
+      const int64_t next_bytes = t == 0 ? Format::kBytes : 0;  // Once is enough.
       const int64_t width = int64_t{1} << width_index[t];
       const std::byte* tile = tiles[t] + first * width * kTileGroupBytes;
       if (width == 16) {
-        AddGroups<Format::kHasMin, 16>(weights, run, tile, at);
+        AddGroups<Format::kHasMin, 16>(weights, run, tile, next, next_bytes, at);
       } else {
-        AddGroups<Format::kHasMin, 8>(weights, run, tile, at);
+        AddGroups<Format::kHasMin, 8>(weights, run, tile, next, next_bytes, at);
       }
       at += width * kPanelOutputs;
     }

@@ -21,7 +21,7 @@ void QuantisedPanel(const std::byte* panel, int64_t groups, const std::byte* til
       for (int t = 0; t < kTokens; ++t) acc[t] = Ops::Zero();
       const std::byte* x = tile + first * 32;
       for (int64_t g = 0; g < groups; ++g, x += kWidth * kTileGroupBytes) {
-        if (kWidth <= 4) Prefetch(panel + g * Format::kBytes, Format::kBytes);
+        Prefetch(panel + g * Format::kBytes, Format::kBytes);
         GroupWeights group;
         Format::Load(panel, g, lane, &group);
         // The four vectors of facts about the rows, after the bytes of all rows.
@@ -85,7 +85,7 @@ void FloatVectors(const std::byte* const* vectors, int64_t k, const float* x, fl
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       const std::byte* p = vectors[v] + i * kStep;
-      if (kWidth <= 4) __builtin_prefetch(p + kPrefetchBytes / 2);
+      if (kWidth <= 8) __builtin_prefetch(p + kPrefetchBytes / 2);
       const Ops::F w = Format::Load(p);
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) acc[v][t] = Ops::MulAdd(w, Ops::Splat(x + t), acc[v][t]);
@@ -102,8 +102,11 @@ template <class Format, int kWidth>
 void FloatTile(const std::byte* panel, int64_t panel_bytes, int32_t panels, int64_t k,
                const std::byte* tile, float* sums) {
   constexpr int kTokens = kWidth < Ops::kMaxTokens ? kWidth : Ops::kMaxTokens;
-  constexpr int kWanted = kTokens == 1 ? 4 : kTokens == 2 ? 2 : 1;
   constexpr int kPanelVectors = kPanelOutputs / Ops::kLanes;
+  // Eight chains keep two FMA units of latency 4 busy.
+  constexpr int kMost = kFloatPanels * kPanelVectors;
+  constexpr int kEight = kTokens < 8 ? 8 / kTokens : 1;
+  constexpr int kWanted = kEight < kMost ? kEight : kMost;
   const float* x = reinterpret_cast<const float*>(tile);
   const int32_t count = panels * kPanelVectors;
   for (int first = 0; first < kWidth; first += kTokens) {

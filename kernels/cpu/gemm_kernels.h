@@ -12,6 +12,9 @@ namespace morphserve::kernels::cpu {
 
 inline constexpr int32_t kWeightFormats = 8;
 
+// Adjacent panels that one call of a float kernel takes when there are few rows.
+inline constexpr int32_t kFloatPanels = 4;
+
 // Where a finished [rows, 16] block of sums goes.
 struct BlockOutput {
   float* const* y = nullptr;    // Row pointers, at the first output of the panel.

@@ -7,6 +7,7 @@
 
 #include "engine/engine.h"
 #include "server/server_metrics.h"
+#include "tests/server/process_fakes.h"
 
 namespace morphserve {
 namespace {
@@ -94,8 +95,10 @@ TEST(Auth, RefusalsAreCountedByCause) {
   EXPECT_FALSE((*authorizer)->AuthorizeHeader("Bearer root", {Scope::kInfer}).ok());
   const std::string text = metrics.Render();
   for (const char* cause : {"missing", "malformed", "unknown", "scope"}) {
-    EXPECT_THAT(text, ::testing::ContainsRegex(std::string("auth_failures_total.cause=\"") + cause +
-                                               "\"[^\n]* 1\n"));
+    EXPECT_EQ(testing::MetricValue(text, "morphserve_auth_failures_total",
+                                   {std::string("cause=\"") + cause}),
+              1)
+        << cause;
   }
 }
 

@@ -6,7 +6,9 @@
 #include <fstream>
 #include <set>
 #include <sstream>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "server/metric_table.h"
 #include "server/server_metrics.h"
@@ -18,20 +20,7 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-// The value of the first series of `name` whose labels contain all of `labels`; -1 when there is
-// none.
-double Value(const std::string& text, const std::string& name,
-             const std::vector<std::string>& labels = {}) {
-  std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) {
-    const size_t end = line.find_first_of("{ ");
-    if (line.substr(0, end) != name) continue;
-    bool all = true;
-    for (const std::string& label : labels) all = all && line.find(label) != std::string::npos;
-    if (all) return std::stod(line.substr(line.rfind(' ') + 1));
-  }
-  return -1;
-}
+using testing::MetricValue;
 
 void DriveEverything(ServerMetrics* metrics, const Engine* engine) {
   metrics->SetModelName("tiny");
@@ -106,25 +95,29 @@ TEST(Metrics, EventsAreCountedUnderTheirLabels) {
   metrics.OnRequestEnd({.plan_id = "p-00112233445566aa", .ok = false, .reason = "DEADLINE_PASSED"});
   const std::string text = metrics.Render();
   const std::string plan = "plan=\"p-00112233445566aa\"";
-  EXPECT_EQ(Value(text, "morphserve_prompt_tokens_total", {plan}), 5);
-  EXPECT_EQ(Value(text, "morphserve_generation_tokens_total", {plan}), 2);
-  EXPECT_EQ(Value(text, "morphserve_recomputed_tokens_total", {"preempted"}), 3);
-  EXPECT_EQ(Value(text, "morphserve_request_success_total", {plan, "\"stop\""}), 1);
-  EXPECT_EQ(Value(text, "morphserve_request_success_total", {plan, "\"eos\""}), 0);
-  EXPECT_EQ(Value(text, "morphserve_num_preemptions_total", {"page", "recompute"}), 1);
-  EXPECT_EQ(Value(text, "morphserve_corrupted_requests_total", {plan}), 1);
-  EXPECT_EQ(Value(text, "morphserve_stream_write_stalls_total"), 1);
-  EXPECT_EQ(Value(text, "morphserve_stream_outbox_bytes"), 60);
-  EXPECT_EQ(Value(text, "morphserve_admission_rejections_total", {"DEADLINE_UNREACHABLE"}), 1);
-  EXPECT_EQ(Value(text, "morphserve_deadline_refusals_total", {"certain"}), 1);
-  EXPECT_EQ(Value(text, "morphserve_deadline_missed_total", {"waiting"}), 1);
-  EXPECT_EQ(Value(text, "morphserve_deadline_missed_total", {"running"}), 0);
-  EXPECT_EQ(Value(text, "morphserve_step_duration_seconds_count", {"mixed"}), 1);
-  EXPECT_EQ(Value(text, "morphserve_step_duration_seconds_bucket", {"mixed", "le=\"0.008\""}), 0);
-  EXPECT_EQ(Value(text, "morphserve_step_duration_seconds_bucket", {"mixed", "le=\"0.01\""}), 1);
-  EXPECT_EQ(Value(text, "morphserve_time_to_first_token_seconds_sum", {plan}), 0.1);
-  EXPECT_EQ(Value(text, "morphserve_grpc_server_handled_total", {"Chat", "RESOURCE_EXHAUSTED"}), 1);
-  EXPECT_EQ(Value(text, "morphserve_startup_seconds", {"load"}), 1.5);
+  EXPECT_EQ(MetricValue(text, "morphserve_prompt_tokens_total", {plan}), 5);
+  EXPECT_EQ(MetricValue(text, "morphserve_generation_tokens_total", {plan}), 2);
+  EXPECT_EQ(MetricValue(text, "morphserve_recomputed_tokens_total", {"preempted"}), 3);
+  EXPECT_EQ(MetricValue(text, "morphserve_request_success_total", {plan, "\"stop\""}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_request_success_total", {plan, "\"eos\""}), 0);
+  EXPECT_EQ(MetricValue(text, "morphserve_num_preemptions_total", {"page", "recompute"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_corrupted_requests_total", {plan}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_stream_write_stalls_total"), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_stream_outbox_bytes"), 60);
+  EXPECT_EQ(MetricValue(text, "morphserve_admission_rejections_total", {"DEADLINE_UNREACHABLE"}),
+            1);
+  EXPECT_EQ(MetricValue(text, "morphserve_deadline_refusals_total", {"certain"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_deadline_missed_total", {"waiting"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_deadline_missed_total", {"running"}), 0);
+  EXPECT_EQ(MetricValue(text, "morphserve_step_duration_seconds_count", {"mixed"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_step_duration_seconds_bucket", {"mixed", "le=\"0.008\""}),
+            0);
+  EXPECT_EQ(MetricValue(text, "morphserve_step_duration_seconds_bucket", {"mixed", "le=\"0.01\""}),
+            1);
+  EXPECT_EQ(MetricValue(text, "morphserve_time_to_first_token_seconds_sum", {plan}), 0.1);
+  EXPECT_EQ(
+      MetricValue(text, "morphserve_grpc_server_handled_total", {"Chat", "RESOURCE_EXHAUSTED"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_startup_seconds", {"load"}), 1.5);
   metrics.AttachEngine(nullptr);
 }
 
@@ -143,18 +136,18 @@ TEST(Metrics, GaugesFollowTheEngineUntilItIsDetached) {
   load.step_age_s = 2.5;
   engine.SetLoad(load);
   std::string text = metrics.Render();
-  EXPECT_EQ(Value(text, "morphserve_num_requests_running"), 3);
-  EXPECT_EQ(Value(text, "morphserve_num_requests_waiting"), 4);
-  EXPECT_EQ(Value(text, "morphserve_waiting_tokens"), 50);
-  EXPECT_EQ(Value(text, "morphserve_kv_cache_usage_perc"), 0.4);
-  EXPECT_EQ(Value(text, "morphserve_arena_bytes", {"running"}), 4000);
-  EXPECT_EQ(Value(text, "morphserve_arena_bytes", {"free"}), 5000);
-  EXPECT_EQ(Value(text, "morphserve_engine_step_age_seconds"), 2.5);
-  EXPECT_EQ(Value(text, "morphserve_cache_config_info", {"block_size=\"64\"", "\"10\""}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_num_requests_running"), 3);
+  EXPECT_EQ(MetricValue(text, "morphserve_num_requests_waiting"), 4);
+  EXPECT_EQ(MetricValue(text, "morphserve_waiting_tokens"), 50);
+  EXPECT_EQ(MetricValue(text, "morphserve_kv_cache_usage_perc"), 0.4);
+  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"running"}), 4000);
+  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"free"}), 5000);
+  EXPECT_EQ(MetricValue(text, "morphserve_engine_step_age_seconds"), 2.5);
+  EXPECT_EQ(MetricValue(text, "morphserve_cache_config_info", {"block_size=\"64\"", "\"10\""}), 1);
   metrics.AttachEngine(nullptr);
   load.running = 9;
   engine.SetLoad(load);
-  EXPECT_EQ(Value(metrics.Render(), "morphserve_num_requests_running"), 3);
+  EXPECT_EQ(MetricValue(metrics.Render(), "morphserve_num_requests_running"), 3);
 }
 
 TEST(Metrics, WhatAClientSendsMakesNoSeries) {
@@ -175,18 +168,21 @@ TEST(Metrics, WhatAClientSendsMakesNoSeries) {
   EXPECT_EQ(series(), before);
   const std::string text = metrics.Render();
   EXPECT_THAT(text, Not(HasSubstr("evil")));
-  EXPECT_EQ(Value(text, "morphserve_grpc_server_started_total", {"other"}), 50);
-  EXPECT_EQ(Value(text, "morphserve_grpc_server_handled_total", {"UNKNOWN"}), 50);
-  EXPECT_EQ(Value(text, "morphserve_admission_rejections_total", {"other"}), 50);
+  EXPECT_EQ(MetricValue(text, "morphserve_grpc_server_started_total", {"other"}), 50);
+  EXPECT_EQ(MetricValue(text, "morphserve_grpc_server_handled_total", {"UNKNOWN"}), 50);
+  EXPECT_EQ(MetricValue(text, "morphserve_admission_rejections_total", {"other"}), 50);
 }
 
 TEST(Metrics, PlansBeyondTheBoundShareOneSeries) {
   ServerMetrics metrics;
   for (int i = 0; i < 200; ++i) metrics.OnFirstToken("p-" + std::to_string(i), 0.1);
   const std::string text = metrics.Render();
-  EXPECT_EQ(Value(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"other\""}), 136);
-  EXPECT_EQ(Value(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"p-63\""}), 1);
-  EXPECT_EQ(Value(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"p-64\""}), -1);
+  EXPECT_EQ(MetricValue(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"other\""}),
+            136);
+  EXPECT_EQ(MetricValue(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"p-63\""}),
+            1);
+  EXPECT_EQ(MetricValue(text, "morphserve_time_to_first_token_seconds_count", {"plan=\"p-64\""}),
+            -1);
 }
 
 TEST(Metrics, ConstantLabelsAreOnOursAndNotOnTheProcess) {
@@ -200,9 +196,9 @@ TEST(Metrics, ConstantLabelsAreOnOursAndNotOnTheProcess) {
       EXPECT_THAT(line, Not(HasSubstr("model_name")));
     }
   }
-  EXPECT_GT(Value(metrics.Render(), "process_resident_memory_bytes"), 1e5);
-  EXPECT_GT(Value(metrics.Render(), "process_open_fds"), 2);
-  EXPECT_GE(Value(metrics.Render(), "process_threads"), 1);
+  EXPECT_GT(MetricValue(metrics.Render(), "process_resident_memory_bytes"), 1e5);
+  EXPECT_GT(MetricValue(metrics.Render(), "process_open_fds"), 2);
+  EXPECT_GE(MetricValue(metrics.Render(), "process_threads"), 1);
 }
 
 TEST(Metrics, TheLastStepsAreKeptInOrder) {
@@ -227,8 +223,8 @@ TEST(Metrics, ScrapesAndEventsMayCross) {
   for (int i = 0; i < 500; ++i) metrics.OnStep({.seconds = 0.001, .rows = 1, .output_tokens = 1});
   scraper.join();
   caller.join();
-  EXPECT_EQ(Value(metrics.Render(), "morphserve_generation_tokens_total"), 500);
-  EXPECT_EQ(Value(metrics.Render(), "morphserve_grpc_server_handled_total", {"\"OK\""}), 500);
+  EXPECT_EQ(MetricValue(metrics.Render(), "morphserve_generation_tokens_total"), 500);
+  EXPECT_EQ(MetricValue(metrics.Render(), "morphserve_grpc_server_handled_total", {"\"OK\""}), 500);
   metrics.AttachEngine(nullptr);
 }
 

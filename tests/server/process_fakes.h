@@ -4,8 +4,10 @@
 
 #include <map>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "engine/base/mutex.h"
@@ -85,6 +87,21 @@ class StubEngine final : public Engine {
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<std::string, std::shared_ptr<TokenSink>> live_ ABSL_GUARDED_BY(mutex_);
 };
+
+// The value of the first series of `name` whose labels contain all of `labels`; -1 when there is
+// none.
+inline double MetricValue(const std::string& text, const std::string& name,
+                          const std::vector<std::string>& labels = {}) {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t end = line.find_first_of("{ ");
+    if (line.substr(0, end) != name) continue;
+    bool all = true;
+    for (const std::string& label : labels) all = all && line.find(label) != std::string::npos;
+    if (all) return std::stod(line.substr(line.rfind(' ') + 1));
+  }
+  return -1;
+}
 
 class EndSink final : public TokenSink {
  public:

@@ -31,11 +31,11 @@ PROSE = [
 ]
 
 CODE = [
-    "int main(int argc, char** argv) {\n  for (int i=0;i<10;++i)\n\t\tprintf(\"%d\\n\", i);\n  return 0;\n}\n",
+    'int main(int argc, char** argv) {\n  for (int i=0;i<10;++i)\n\t\tprintf("%d\\n", i);\n  return 0;\n}\n',
     "def f(x):\r\n    return {'a': [1, 2.5e-3], \"b\": None}[x]  # comment\r\n\r\n",
     "SELECT * FROM t WHERE a<>'x''y' AND b IN (1,22,333,4444,55555,666666);",
-    "<html><body class=\"a-b_c\">&nbsp;&#39;</body></html><!-- <|x|> -->",
-    "{\"key\": [true, false, null, -1.5E+10], \"u\": \"\\u00e9\\ud83d\\ude00\"}",
+    '<html><body class="a-b_c">&nbsp;&#39;</body></html><!-- <|x|> -->',
+    '{"key": [true, false, null, -1.5E+10], "u": "\\u00e9\\ud83d\\ude00"}',
     "https://example.org/a/b?c=d&e=%20f#g user@example.org C:\\dir\\file.txt",
     "\\frac{a_1^2}{\\sqrt{b}} \\leq \\sum_{i=0}^{n} x_i $$ ∑ ∫ √ ≤ ≠ ∞",
 ]
@@ -46,19 +46,165 @@ EMOJI = [
 ]
 
 ATOMS = (
-    [" ", "  ", "   ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u3000", "\u2003", "\u0085", "\u2028", "\u180e",
-     "\u200b", "\ufeff", "\x00", "\x0b", "\x1c", "\x7f"]
-    + ["'s", "'S", "'t", "'re", "'VE", "'ll", "'d", "'", "’s", "’", "'ſ", "'LL", "''", "s'", "ſ", "ß", "ẞ"]
+    [
+        " ",
+        "  ",
+        "   ",
+        "\t",
+        "\n",
+        "\r\n",
+        "\n\n",
+        "\u00a0",
+        "\u3000",
+        "\u2003",
+        "\u0085",
+        "\u2028",
+        "\u180e",
+        "\u200b",
+        "\ufeff",
+        "\x00",
+        "\x0b",
+        "\x1c",
+        "\x7f",
+    ]
+    + [
+        "'s",
+        "'S",
+        "'t",
+        "'re",
+        "'VE",
+        "'ll",
+        "'d",
+        "'",
+        "’s",
+        "’",
+        "'ſ",
+        "'LL",
+        "''",
+        "s'",
+        "ſ",
+        "ß",
+        "ẞ",
+    ]
     + ["0", "1", "12", "123", "1234", "12345", "٣", "²", "½", "Ⅷ", "१", "𝟘", "〇", "一"]
-    + ["a", "b", "A", "Z", "the", " the", "ing", "Hello", "wORLD", "é", "e\u0301", "e\u0301\u0323", "ǆ", "İ", "Å", "ﬁ",
-       "µ", "Ω", "я", "Я", "א", "ا", "あ", "ア", "ｱ", "漢", "字", "한", "\u1100\u1161", "ก", "ि", "\u0300", "\u0345",
-       "\u0338", "\u093c", "\u3099", "\ud7a3", "\u11a8"]
-    + [".", ",", "!", "?", "-", "_", "__", "=>", "//", "/*", "#", "@", "$", "%", "^", "&", "*", "(", ")", "[", "]",
-       "{", "}", "<", ">", "|", "\\", "~", "`", "\"", "…", "—", "„", "”", "¿", "§", "€", "™", "°", "▁", "Ġ", "Ċ", "ġ"]
-    + ["😀", "👍🏽", "👩‍👧", "🏳️‍🌈", "\u200d", "\ufe0f", "\U000e0001", "\U0001f1e9", "\ue000", "\U0010ffff", "\uffff",
-       "\ufffd"]
-    + ["<0x41>", "<0xE2>", "<s>", "</s>", "<unk>", "[INST]", "<|", "|>", "<|im_start|>", "<|im_end|>",
-       "<|endoftext|>", "<think>", "</think>", "<tool_call>", "<|im_", "end|>", "<|<|im_end|>|>"]
+    + [
+        "a",
+        "b",
+        "A",
+        "Z",
+        "the",
+        " the",
+        "ing",
+        "Hello",
+        "wORLD",
+        "é",
+        "e\u0301",
+        "e\u0301\u0323",
+        "ǆ",
+        "İ",
+        "Å",
+        "ﬁ",
+        "µ",
+        "Ω",
+        "я",
+        "Я",
+        "א",
+        "ا",
+        "あ",
+        "ア",
+        "ｱ",
+        "漢",
+        "字",
+        "한",
+        "\u1100\u1161",
+        "ก",
+        "ि",
+        "\u0300",
+        "\u0345",
+        "\u0338",
+        "\u093c",
+        "\u3099",
+        "\ud7a3",
+        "\u11a8",
+    ]
+    + [
+        ".",
+        ",",
+        "!",
+        "?",
+        "-",
+        "_",
+        "__",
+        "=>",
+        "//",
+        "/*",
+        "#",
+        "@",
+        "$",
+        "%",
+        "^",
+        "&",
+        "*",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "<",
+        ">",
+        "|",
+        "\\",
+        "~",
+        "`",
+        '"',
+        "…",
+        "—",
+        "„",
+        "”",
+        "¿",
+        "§",
+        "€",
+        "™",
+        "°",
+        "▁",
+        "Ġ",
+        "Ċ",
+        "ġ",
+    ]
+    + [
+        "😀",
+        "👍🏽",
+        "👩‍👧",
+        "🏳️‍🌈",
+        "\u200d",
+        "\ufe0f",
+        "\U000e0001",
+        "\U0001f1e9",
+        "\ue000",
+        "\U0010ffff",
+        "\uffff",
+        "\ufffd",
+    ]
+    + [
+        "<0x41>",
+        "<0xE2>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "[INST]",
+        "<|",
+        "|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "<|im_",
+        "end|>",
+        "<|<|im_end|>|>",
+    ]
 )
 
 
@@ -75,10 +221,26 @@ def random_strings(seed, count, extra=()):
     """Hostile strings: atoms, random characters of chosen ranges, runs, and pieces of prose, mixed."""
     rng = random.Random(seed)
     atoms = list(ATOMS) + list(extra) * 4
-    ranges = [(0x20, 0x7F), (0, 0x20), (0x80, 0x250), (0x300, 0x370), (0x370, 0x600), (0x600, 0x1000),
-              (0x1000, 0x2000), (0x2000, 0x2C00), (0x3000, 0x3200), (0x4E00, 0x5000), (0xA000, 0xB000),
-              (0xAC00, 0xD7A4), (0xF900, 0x10000), (0x10000, 0x12000), (0x1D000, 0x1F000), (0x1F300, 0x1FA00),
-              (0x2F800, 0x2FA1E), (0, 0x110000)]
+    ranges = [
+        (0x20, 0x7F),
+        (0, 0x20),
+        (0x80, 0x250),
+        (0x300, 0x370),
+        (0x370, 0x600),
+        (0x600, 0x1000),
+        (0x1000, 0x2000),
+        (0x2000, 0x2C00),
+        (0x3000, 0x3200),
+        (0x4E00, 0x5000),
+        (0xA000, 0xB000),
+        (0xAC00, 0xD7A4),
+        (0xF900, 0x10000),
+        (0x10000, 0x12000),
+        (0x1D000, 0x1F000),
+        (0x1F300, 0x1FA00),
+        (0x2F800, 0x2FA1E),
+        (0, 0x110000),
+    ]
     texts = PROSE + CODE + EMOJI
     out = []
     while len(out) < count:
@@ -98,7 +260,7 @@ def random_strings(seed, count, extra=()):
             elif pick == 8:
                 text = rng.choice(texts)
                 begin = rng.randrange(len(text))
-                parts.append(text[begin:begin + rng.randrange(1, 25)])
+                parts.append(text[begin : begin + rng.randrange(1, 25)])
             else:
                 parts.append(" " * rng.randrange(1, 6))
         out.append("".join(parts))
