@@ -1,6 +1,7 @@
 // What         Causal softmax attention of query rows over paged K and V: decode rows and prefill
 //              chunks of many sequences in one call.
-// Math         o = softmax(scale * q K^T) V over positions p with p <= pos and, with a window w > 0,
+// Math         o = softmax(scale * q K^T) V over positions p with p <= pos and, with a window w >
+// 0,
 //              p > pos - w, where pos is the position of the query. Online softmax in f32 over
 //              blocks of kAttentionBlockTokens positions counted from position 0: in each block
 //              scores (d ascending, one FMA chain), maximum, exp, sum and P V (p ascending) are
@@ -13,8 +14,8 @@
 // Dtypes       q, out: f32. Pages: KvDType. Accumulation f32.
 // Aliasing     out may not overlap q or pages.
 // Padding      row_count == 0 does nothing; a segment with kv_len == 0 writes zeros. Rows of no
-//              segment are not written. Row r of a segment is row_list[row_begin + r] when a list is
-//              given; -1 skips.
+//              segment are not written. Row r of a segment is row_list[row_begin + r] when a list
+//              is given; -1 skips.
 // Limits       d in 1..256; heads a multiple of kv_heads; kv_len >= row_count unless 0.
 // Launch       cpu: prefill: (segment, kv head, query tile) items; decode: (segment, kv head,
 //              range of blocks) items with an ordered merge; taken by threads in fixed blocks.

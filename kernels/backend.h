@@ -1,5 +1,5 @@
-// Backend is the table of a backend's operations. The engine picks one table at start-up; callers hold
-// no #ifdef and no virtual call per element.
+// Backend is the table of a backend's operations. The engine picks one table at start-up; callers
+// hold no #ifdef and no virtual call per element.
 #pragma once
 
 #include "kernels/activation.h"

@@ -1,7 +1,7 @@
-// Philox4x32-10: a counter-based random generator, the same on every backend. A block of four words is a
-// pure function of key and counter, so any token's number can be drawn again at any time.
-// Thread rule: pure functions. Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as
-// easy as 1, 2, 3".
+// Philox4x32-10: a counter-based random generator, the same on every backend. A block of four words
+// is a pure function of key and counter, so any token's number can be drawn again at any time.
+// Thread rule: pure functions. Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random
+// numbers: as easy as 1, 2, 3".
 #pragma once
 
 #include <array>

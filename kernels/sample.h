@@ -2,20 +2,24 @@
 //              top-p, min-p, one Philox uniform, inverse CDF; and log-probabilities on request.
 // Math         In this order:
 //              1. bias: l[i] += logit_bias[i]; banned ids -> -inf; with an allowed list every id
-//                 outside it -> -inf; ids >= piece_count (rows of the head without a token) -> -inf.
-//              2. penalties over counts of the sequence's tokens: repetition r on ids seen in prompt
+//                 outside it -> -inf; ids >= piece_count (rows of the head without a token) ->
+//                 -inf.
+//              2. penalties over counts of the sequence's tokens: repetition r on ids seen in
+//              prompt
 //                 or output (l > 0: l / r, else l * r); frequency f and presence p on output ids:
 //                 l -= f * count + p.
 //              3. greedy when temperature == 0: the largest l, ties to the smaller id.
 //              4. l /= temperature; sort survivors by (l descending, id ascending); top_k keeps the
 //                 first k; p = softmax over the kept; top_p keeps the shortest prefix whose sum
 //                 reaches it; min_p drops p < min_p * p[0]; renormalise.
-//              5. u = Philox4x32-10(key = seed, counter = (position, choice, 0, 0)) as 24-bit uniform
+//              5. u = Philox4x32-10(key = seed, counter = (position, choice, 0, 0)) as 24-bit
+//              uniform
 //                 in [0, 1); the first token whose cumulative probability exceeds u.
 //              Log-probabilities are of the model's own distribution: log-softmax of the untouched
 //              logits, accumulated in f64.
 // Dtypes       logits f32.    Aliasing  logits are overwritten.
-// Errors       none as a status: `finite` is false when a logit of the row is NaN or +inf, or no token
+// Errors       none as a status: `finite` is false when a logit of the row is NaN or +inf, or no
+// token
 //              survives; the token is then -1.
 // Determinism  a pure function of its arguments. Thread rule: reentrant; no pool.
 #pragma once
@@ -61,9 +65,9 @@ struct TokenLogprob {
 struct SampleResult {
   int32_t token = -1;
   bool finite = true;
-  float logprob = 0;                // Of the token, when asked for.
-  int32_t rank = 0;                 // 1 = most likely, when asked for.
-  std::vector<TokenLogprob> top;    // logprob descending, id ascending.
+  float logprob = 0;              // Of the token, when asked for.
+  int32_t rank = 0;               // 1 = most likely, when asked for.
+  std::vector<TokenLogprob> top;  // logprob descending, id ascending.
 };
 
 // Reusable memory of one sampling thread; starts empty and grows to the vocabulary.

@@ -1,7 +1,7 @@
-// Checkpoint opens a model from a path: a GGUF file, or a Hugging Face folder (safetensors, sharded or not,
-// config.json, tokenizer files). It reads headers only; weights are read later through tensors().
-// Anything unknown (architecture, tensor type, RoPE scaling, configuration that changes the arithmetic) is
-// refused here, by name, before memory is spent.
+// Checkpoint opens a model from a path: a GGUF file, or a Hugging Face folder (safetensors, sharded
+// or not, config.json, tokenizer files). It reads headers only; weights are read later through
+// tensors(). Anything unknown (architecture, tensor type, RoPE scaling, configuration that changes
+// the arithmetic) is refused here, by name, before memory is spent.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// FileReader reads a file by position with pread, so that a file that shrinks or changes under a running
-// server is a clean error and never a signal. Thread rule: Read is reentrant.
+// FileReader reads a file by position with pread, so that a file that shrinks or changes under a
+// running server is a clean error and never a signal. Thread rule: Read is reentrant.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,8 @@ class FileReader {
   virtual const FileIdentity& identity() const = 0;
 };
 
-// NOT_FOUND or PERMISSION_DENIED when it cannot be opened; INVALID_ARGUMENT unless it is a regular file.
+// NOT_FOUND or PERMISSION_DENIED when it cannot be opened; INVALID_ARGUMENT unless it is a regular
+// file.
 absl::StatusOr<std::unique_ptr<FileReader>> OpenFile(const std::string& path);
 // Over bytes in memory; for tests and fuzzing.
 std::unique_ptr<FileReader> OpenMemory(std::string bytes);

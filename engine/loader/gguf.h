@@ -1,7 +1,7 @@
 // Reader of GGUF v2 and v3 headers: metadata and the table of tensors. It reads no tensor data.
-// Every count, length, offset and type is checked against the bytes of the file before memory is reserved;
-// errors name the byte offset or the tensor. Thread rule: immutable after Open.
-// Source: the GGUF specification of ggml (docs/gguf.md).
+// Every count, length, offset and type is checked against the bytes of the file before memory is
+// reserved; errors name the byte offset or the tensor. Thread rule: immutable after Open. Source:
+// the GGUF specification of ggml (docs/gguf.md).
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ class GgufMetadata {
  public:
   bool contains(std::string_view key) const { return values_.find(key) != values_.end(); }
   const GgufValue* find(std::string_view key) const;
-  // Each: NOT_FOUND when absent, INVALID_ARGUMENT when of another type or out of range; names the key.
+  // Each: NOT_FOUND when absent, INVALID_ARGUMENT when of another type or out of range; names the
+  // key.
   absl::StatusOr<int64_t> Integer(std::string_view key) const;
   absl::StatusOr<double> Float(std::string_view key) const;  // Accepts integers.
   absl::StatusOr<bool> Bool(std::string_view key) const;
@@ -52,7 +53,8 @@ class GgufFile {
   static absl::StatusOr<std::unique_ptr<GgufFile>> Open(std::shared_ptr<const FileReader> file);
 
   const GgufMetadata& metadata() const { return metadata_; }
-  // In file order; offsets are absolute and inside the file; ranges do not overlap; names are unique.
+  // In file order; offsets are absolute and inside the file; ranges do not overlap; names are
+  // unique.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   uint32_t version() const { return version_; }
 

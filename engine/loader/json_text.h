@@ -1,5 +1,5 @@
-// JSON files of a checkpoint, parsed with their limits, and typed access that names the path of what is
-// wrong. Thread rule: immutable after Parse.
+// JSON files of a checkpoint, parsed with their limits, and typed access that names the path of
+// what is wrong. Thread rule: immutable after Parse.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@
 
 namespace morphserve {
 
-// INVALID_ARGUMENT names `what` when the text is no JSON object, repeats a key, or nests deeper than 32.
+// INVALID_ARGUMENT names `what` when the text is no JSON object, repeats a key, or nests deeper
+// than 32.
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view what);
 
 // A view of one JSON object. Null members count as absent. Errors name "what.key".

@@ -1,7 +1,6 @@
-// Reader of safetensors headers, of one file or of shards with an index. It reads no tensor data. Every
-// length and range is checked against the bytes of its file; errors name the tensor or the shard.
-// Thread rule: pure functions.
-// Source: the format description of the safetensors project.
+// Reader of safetensors headers, of one file or of shards with an index. It reads no tensor data.
+// Every length and range is checked against the bytes of its file; errors name the tensor or the
+// shard. Thread rule: pure functions. Source: the format description of the safetensors project.
 #pragma once
 
 #include <memory>
@@ -38,8 +37,8 @@ struct SafetensorsFiles {
   std::vector<TensorInfo> tensors;
 };
 
-// model.safetensors, else the shards that model.safetensors.index.json names. NOT_FOUND when the folder has
-// neither.
+// model.safetensors, else the shards that model.safetensors.index.json names. NOT_FOUND when the
+// folder has neither.
 absl::StatusOr<SafetensorsFiles> OpenSafetensorsFolder(const std::string& folder);
 
 }  // namespace morphserve

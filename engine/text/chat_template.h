@@ -1,8 +1,8 @@
-// ChatTemplate renders messages into a prompt with the Jinja template of the model's files, byte for byte as
-// transformers does. Values carry provenance, so that the rendered text says which bytes the template wrote
-// and which came from the request (control tokens typed by a user stay text).
-// Thread rule: immutable after Create, any thread. Templates and inputs are untrusted: work, output and depth
-// are bounded.
+// ChatTemplate renders messages into a prompt with the Jinja template of the model's files, byte
+// for byte as transformers does. Values carry provenance, so that the rendered text says which
+// bytes the template wrote and which came from the request (control tokens typed by a user stay
+// text). Thread rule: immutable after Create, any thread. Templates and inputs are untrusted: work,
+// output and depth are bounded.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +27,10 @@ struct ChatToolCall {
 struct ChatMessage {
   std::string role;
   std::string content;
-  std::string name;               // Empty: absent.
-  std::string reasoning;          // Empty: absent; given to the template as reasoning_content.
+  std::string name;       // Empty: absent.
+  std::string reasoning;  // Empty: absent; given to the template as reasoning_content.
   std::vector<ChatToolCall> tool_calls;
-  std::string tool_call_id;       // Empty: absent.
+  std::string tool_call_id;  // Empty: absent.
 };
 
 struct ChatTool {
@@ -67,8 +67,8 @@ class ChatTemplate {
                                                               std::string eos_token);
   virtual ~ChatTemplate() = default;
 
-  // INVALID_ARGUMENT: the template raised (with its text), a limit was hit (with the line), or the JSON of
-  // the input does not parse.
+  // INVALID_ARGUMENT: the template raised (with its text), a limit was hit (with the line), or the
+  // JSON of the input does not parse.
   virtual absl::StatusOr<RenderedChat> Render(const ChatInput& input,
                                               const TemplateLimits& limits) const = 0;
 

@@ -1,5 +1,6 @@
-// Code points whose normalisation the reference tokenizer library's older Unicode tables do not know while
-// utf8proc's do. Derived by tests/tools/make_text_goldens.py (tables); sorted. Thread rule: constants.
+// Code points whose normalisation the reference tokenizer library's older Unicode tables do not
+// know while utf8proc's do. Derived by tests/tools/make_text_goldens.py (tables); sorted.
+// Thread rule: constants.
 #pragma once
 
 #include <array>
@@ -7,7 +8,8 @@
 
 namespace morphserve {
 
-// Combining marks that it takes for plain characters, and U+11930 and U+11938, which it does not compose.
+// Combining marks that it takes for plain characters, and U+11930 and U+11938, which it does not
+// compose.
 inline constexpr std::array<uint32_t, 110> kUnknownToReference = {
     0x7FD, 0x898, 0x899, 0x89A, 0x89B, 0x89C, 0x89D, 0x89E, 0x89F, 0x8CA, 0x8CB, 0x8CC, 0x8CD,
     0x8CE, 0x8CF, 0x8D0, 0x8D1, 0x8D2, 0x8D3, 0x9FE, 0xC3C, 0xD3B, 0xD3C, 0xEBA, 0x1715, 0x1ABF,

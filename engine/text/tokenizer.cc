@@ -321,7 +321,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> BuildTokenizer(TokenizerSpec spec) {
       raw.push_back(token);
       continue;
     }
-    // A token that matches in normalised text is normalised itself, and that is the text it stands for.
+    // A token that matches in normalised text is normalised itself, and that is the text it stands
+    // for.
     TrackedText content;
     content.text = token.content;
     MS_RETURN_IF_ERROR(normalizer.Normalize(&scratch, &content));

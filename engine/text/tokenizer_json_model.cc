@@ -77,19 +77,21 @@ absl::Status ReadMerges(const JsonValue& node, const TokenIds& ids, BpeSpec* mod
   std::string joined;
   for (size_t i = 0; i < merges->array()->size(); ++i) {
     const JsonValue& entry = (*merges->array())[i];
-    const Path path = absl::StrFormat("/model/merges/%d", i);
+    const auto refuse = [i](std::string_view problem) {
+      return Refuse(absl::StrFormat("/model/merges/%d", i), problem);
+    };
     // Old files open with a line of their version.
     if (entry.string() != nullptr && entry.string()->starts_with("#version")) continue;
     const auto merge = ParseMerge(entry);
-    if (!merge.has_value()) return Refuse(path, "not two tokens");
+    if (!merge.has_value()) return refuse("not two tokens");
     const size_t prefix = model->continuing_prefix.size();
-    if (merge->second.size() < prefix) return Refuse(path, "the right token lacks the prefix");
+    if (merge->second.size() < prefix) return refuse("the right token lacks the prefix");
     joined.assign(merge->first).append(merge->second.substr(prefix));
     const auto left = ids.find(merge->first);
     const auto right = ids.find(merge->second);
     const auto result = ids.find(joined);
     if (left == ids.end() || right == ids.end() || result == ids.end()) {
-      return Refuse(path, "a token of it is not in the vocabulary");
+      return refuse("a token of it is not in the vocabulary");
     }
     model->merges.push_back(
         {left->second, right->second, static_cast<int32_t>(model->merges.size()), result->second});

@@ -55,8 +55,8 @@ absl::Status SwiGlu(const SwiGluArgs& args, Stream stream) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t row = item / spans;
       const int64_t first = item % spans * kSpan;
-      span_kernel(args.gate + row * args.gate_stride + first, args.up + row * args.up_stride + first,
-                  args.y + row * args.y_stride + first,
+      span_kernel(args.gate + row * args.gate_stride + first,
+                  args.up + row * args.up_stride + first, args.y + row * args.y_stride + first,
                   std::min<int64_t>(kSpan, args.width - first));
     }
   };

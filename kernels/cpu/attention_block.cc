@@ -18,8 +18,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace morphserve::kernels::cpu::HWY_NAMESPACE {
 
-// A register tile is kRegisterRows x kWide vectors: with 32 registers 6 x 4 accumulators, 4 of b and one
-// of a; with 16 registers 6 x 2.
+// A register tile is kRegisterRows x kWide vectors: with 32 registers 6 x 4 accumulators, 4 of b
+// and one of a; with 16 registers 6 x 2.
 constexpr size_t kRegisterRows = 6;
 constexpr size_t kWide = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 constexpr size_t kBlock = kAttentionBlockTokens;
@@ -27,9 +27,9 @@ constexpr size_t kPage = kPageTokens;
 // Up to this many rows a page's arithmetic is shorter than its way from memory.
 constexpr int32_t kFewRows = 8;
 
-// c[r][0 .. kVectors * lanes) += sum over i < depth of a[r][i] * b[i][...], one FMA chain per element,
-// i ascending. c starts from zero unless `add`. `ahead`, if given, is the page that comes next: it is
-// prefetched as this one is read, since the hardware does not foresee the jump.
+// c[r][0 .. kVectors * lanes) += sum over i < depth of a[r][i] * b[i][...], one FMA chain per
+// element, i ascending. c starts from zero unless `add`. `ahead`, if given, is the page that comes
+// next: it is prefetched as this one is read, since the hardware does not foresee the jump.
 template <size_t kRows, size_t kVectors, class D, class T>
 HWY_INLINE void RegisterTile(D d, const float* HWY_RESTRICT a, size_t a_stride,
                              const T* HWY_RESTRICT b, size_t b_stride, size_t depth, bool add,
@@ -128,8 +128,8 @@ struct Product {
   }
 };
 
-// Turns a row of raw scores into exp(scale * score - maximum); positions outside the range are neither
-// read for the maximum nor counted in the sum. Position p adds to lane p % 16 of the sum.
+// Turns a row of raw scores into exp(scale * score - maximum); positions outside the range are
+// neither read for the maximum nor counted in the sum. Position p adds to lane p % 16 of the sum.
 HWY_INLINE void SoftmaxRow(const VisibleRange& visible, float scale, float* HWY_RESTRICT scores,
                            float* maximum, float* sum) {
   const FullTag d;
@@ -171,8 +171,8 @@ HWY_INLINE void SoftmaxRow(const VisibleRange& visible, float scale, float* HWY_
 }
 
 // output += weights * V over one page, p ascending for every row. Positions that all rows see go
-// through the register tile; the ragged ends go row by row, so that a position outside a row's range
-// contributes nothing to it, whatever lies there.
+// through the register tile; the ragged ends go row by row, so that a position outside a row's
+// range contributes nothing to it, whatever lies there.
 template <class T>
 HWY_INLINE void AddValues(const AttentionBlock& block, size_t page, const VisibleRange& common,
                           const std::byte* next) {
@@ -180,20 +180,20 @@ HWY_INLINE void AddValues(const AttentionBlock& block, size_t page, const Visibl
   const T* const v = reinterpret_cast<const T*>(block.v_pages[page]);
   const size_t page_begin = page * kPage;
   const size_t page_end = page_begin + kPage;
-  const auto run = [&](size_t row, size_t rows, size_t begin, size_t end,
-                       const std::byte* ahead) HWY_ATTR {
-    if (begin >= end) return;
-    const Product<T> product = {.a = block.scores + row * kBlock + begin,
-                                .a_stride = kBlock,
-                                .b = v + (begin - page_begin) * dim,
-                                .b_stride = dim,
-                                .depth = end - begin,
-                                .add = true,
-                                .c = block.output + row * dim,
-                                .c_stride = dim,
-                                .ahead = ahead};
-    product.Run(rows, dim);
-  };
+  const auto run = [&](size_t row, size_t rows, size_t begin, size_t end, const std::byte* ahead)
+                       HWY_ATTR {
+                         if (begin >= end) return;
+                         const Product<T> product = {.a = block.scores + row * kBlock + begin,
+                                                     .a_stride = kBlock,
+                                                     .b = v + (begin - page_begin) * dim,
+                                                     .b_stride = dim,
+                                                     .depth = end - begin,
+                                                     .add = true,
+                                                     .c = block.output + row * dim,
+                                                     .c_stride = dim,
+                                                     .ahead = ahead};
+                         product.Run(rows, dim);
+                       };
   size_t shared_begin = std::max(static_cast<size_t>(common.begin), page_begin);
   size_t shared_end = std::min(static_cast<size_t>(common.end), page_end);
   if (shared_begin >= shared_end) shared_begin = shared_end = page_end;
@@ -209,13 +209,13 @@ HWY_INLINE void AddValues(const AttentionBlock& block, size_t page, const Visibl
   ragged(shared_end, page_end);
 }
 
-// The page read at `place` of the order K 0..3, V 0..3, next block: null if there is none, or if so many
-// rows share a page that computing hides the reading.
+// The page read at `place` of the order K 0..3, V 0..3, next block: null if there is none, or if so
+// many rows share a page that computing hides the reading.
 HWY_INLINE const std::byte* NextPage(const AttentionBlock& block, size_t place) {
   if (block.rows > kFewRows) return nullptr;
   for (; place < 2 * kBlockPages; ++place) {
-    const std::byte* const page = place < kBlockPages ? block.k_pages[place]
-                                                      : block.v_pages[place - kBlockPages];
+    const std::byte* const page =
+        place < kBlockPages ? block.k_pages[place] : block.v_pages[place - kBlockPages];
     if (page != nullptr) return page;
   }
   return block.next_page;

@@ -1,7 +1,7 @@
 // How a call of paged attention is cut into work: tiles of query rows of one KV head, each a run of
-// blocks, dealt to threads as contiguous parts of the list of all blocks. A tile that spans two parts
-// is "cut": its blocks are kept apart and merged in a second pass, in ascending order as ever.
-// Thread rule: a TileList is read by all workers and changed by none.
+// blocks, dealt to threads as contiguous parts of the list of all blocks. A tile that spans two
+// parts is "cut": its blocks are kept apart and merged in a second pass, in ascending order as
+// ever. Thread rule: a TileList is read by all workers and changed by none.
 #pragma once
 
 #include <algorithm>
@@ -15,10 +15,10 @@ namespace morphserve::kernels::cpu {
 struct AttentionTile {
   const AttentionSegment* segment = nullptr;
   int32_t kv_head = 0;
-  int32_t first = 0;       // First row, counted as query * group + head in group.
-  int32_t rows = 0;        // At most kTileRows.
-  int32_t begin = 0;       // Positions that any row sees: [begin, end).
-  int32_t end = 0;         //
+  int32_t first = 0;  // First row, counted as query * group + head in group.
+  int32_t rows = 0;   // At most kTileRows.
+  int32_t begin = 0;  // Positions that any row sees: [begin, end).
+  int32_t end = 0;    //
   int32_t first_block = 0;
   int32_t end_block = 0;
   int64_t start = 0;       // Cost of all blocks before this tile's first.

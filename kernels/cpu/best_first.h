@@ -1,7 +1,7 @@
-// BestFirst hands out the values of a row of logits in order (value descending, index ascending) and
-// sorts only as many as are asked for: a token is nearly always found among the first few dozen of fifty
-// thousand. Values of -inf are never handed out. Thread rule: one thread. The row and the memory are
-// borrowed and must outlive it.
+// BestFirst hands out the values of a row of logits in order (value descending, index ascending)
+// and sorts only as many as are asked for: a token is nearly always found among the first few dozen
+// of fifty thousand. Values of -inf are never handed out. Thread rule: one thread. The row and the
+// memory are borrowed and must outlive it.
 #pragma once
 
 #include <cstddef>

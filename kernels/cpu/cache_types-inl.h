@@ -66,7 +66,8 @@ HWY_INLINE void Narrow(const float* from, size_t count, hwy::bfloat16_t* to) {
 }
 HWY_INLINE void Narrow(const float* from, size_t count, hwy::float16_t* to) {
   size_t i = 0;
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3  // These have the conversion as an instruction.
+#if HWY_TARGET == HWY_AVX2 || \
+    HWY_TARGET == HWY_AVX3  // These have the conversion as an instruction.
   const FullTag d;
   const hn::Rebind<hwy::float16_t, FullTag> d16;
   for (; i + hn::Lanes(d) <= count; i += hn::Lanes(d)) {

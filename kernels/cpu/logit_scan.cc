@@ -57,7 +57,8 @@ HWY_INLINE size_t FindFrom(Row row, size_t i, const Test& test) {
 }
 
 size_t FindEqual(Row row, float value) {
-  return FindFrom(row, 0, [value](auto d, auto v) HWY_ATTR { return hn::Eq(v, hn::Set(d, value)); });
+  return FindFrom(row, 0,
+                  [value](auto d, auto v) HWY_ATTR { return hn::Eq(v, hn::Set(d, value)); });
 }
 
 template <class Test>
@@ -80,8 +81,8 @@ size_t CountGt(Row row, float threshold) {
 }
 
 size_t FindGe(Row row, size_t from, float threshold) {
-  return FindFrom(row, from,
-                  [threshold](auto d, auto v) HWY_ATTR { return hn::Ge(v, hn::Set(d, threshold)); });
+  return FindFrom(
+      row, from, [threshold](auto d, auto v) HWY_ATTR { return hn::Ge(v, hn::Set(d, threshold)); });
 }
 
 void AppendGe(Row row, float threshold, std::vector<std::pair<float, int32_t>>* found) {

@@ -26,12 +26,12 @@ void RmsNormRow(const float* x, const float* residual, const float* weight, floa
     return residual == nullptr ? v : hn::Add(v, hn::LoadU(d, residual + i));
   };
   if (h_out != nullptr) {
-    ForEachVector(count, [&](auto d, size_t i) HWY_ATTR { hn::StoreU(sum_of(d, i), d, h_out + i); });
+    ForEachVector(count,
+                  [&](auto d, size_t i) HWY_ATTR { hn::StoreU(sum_of(d, i), d, h_out + i); });
   }
   // h_out may lie over x or residual, so that from here on the sum must not be formed again.
-  const auto h = [&](auto d, size_t i) HWY_ATTR {
-    return h_out == nullptr ? sum_of(d, i) : hn::LoadU(d, h_out + i);
-  };
+  const auto h = [&](auto d, size_t i)
+                     HWY_ATTR { return h_out == nullptr ? sum_of(d, i) : hn::LoadU(d, h_out + i); };
   const float squares = SumOfSquares(count, h);
   const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(hidden) + eps);
   ForEachVector(count, [&](auto d, size_t i) HWY_ATTR {

@@ -1,7 +1,8 @@
 // Loops shared by the vector operations. Included once per Highway target; the arithmetic of an
 // element never depends on the width of the vectors, and sums run over 16 lanes on every target.
-// Bits are equal on all targets with a fused multiply-add (AVX2, AVX-512). SSE4 and the plain baseline
-// round the product first: as right, but other bits, on machines that cannot run the others.
+// Bits are equal on all targets with a fused multiply-add (AVX2, AVX-512). SSE4 and the plain
+// baseline round the product first: as right, but other bits, on machines that cannot run the
+// others.
 #if defined(MORPHSERVE_KERNELS_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MORPHSERVE_KERNELS_CPU_SIMD_INL_H_
 #undef MORPHSERVE_KERNELS_CPU_SIMD_INL_H_

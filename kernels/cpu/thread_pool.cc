@@ -19,10 +19,10 @@ inline void Pause() {
 #endif
 }
 
-// Waits until `value` differs from `old`, and returns the new value. Spinning comes first, because the
-// next job of a decode step is a microsecond away and a futex wake-up costs fifty. The spin yields now
-// and then: on a busy machine caller and worker may share a core, and would otherwise each sit out the
-// other's whole spin (measured: 110 us a job instead of 2).
+// Waits until `value` differs from `old`, and returns the new value. Spinning comes first, because
+// the next job of a decode step is a microsecond away and a futex wake-up costs fifty. The spin
+// yields now and then: on a busy machine caller and worker may share a core, and would otherwise
+// each sit out the other's whole spin (measured: 110 us a job instead of 2).
 int32_t WaitForChange(const std::atomic<int32_t>& value, int32_t old, bool spin) {
   int32_t now = value.load(std::memory_order_acquire);
   if (spin && now == old) {
@@ -50,11 +50,11 @@ class InlinePool final : public ThreadPool {
   void Run(Job job, void* context) override { job(context, 0); }
 };
 
-// The barrier is a pair of counters. `epoch_` counts jobs: its increment publishes job_ and context_
-// and releases the workers. `running_` counts workers still busy with the present job: its last
-// decrement publishes what they wrote and releases the caller. Both are sequentially consistent,
-// because std::atomic::notify looks for sleepers after the write, and a sleeper looks at the value
-// after it has announced itself.
+// The barrier is a pair of counters. `epoch_` counts jobs: its increment publishes job_ and
+// context_ and releases the workers. `running_` counts workers still busy with the present job: its
+// last decrement publishes what they wrote and releases the caller. Both are sequentially
+// consistent, because std::atomic::notify looks for sleepers after the write, and a sleeper looks
+// at the value after it has announced itself.
 class WorkerPool final : public ThreadPool {
  public:
   WorkerPool(int32_t threads, bool spin) : threads_(threads), spin_(spin) {

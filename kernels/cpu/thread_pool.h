@@ -1,7 +1,7 @@
 // ThreadPool runs one function on every worker at once: fork, static partition, join. The caller
-// takes part as worker 0. Workers spin for about 50 us between jobs, then sleep on a futex, so that a
-// decode step pays no wake-ups and an idle server burns no CPU.
-// Thread rule: Run from one thread at a time. Workers end in the destructor.
+// takes part as worker 0. Workers spin for about 50 us between jobs, then sleep on a futex, so that
+// a decode step pays no wake-ups and an idle server burns no CPU. Thread rule: Run from one thread
+// at a time. Workers end in the destructor.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +18,16 @@ class ThreadPool {
 
   virtual int32_t threads() const = 0;
 
-  // Calls job(context, worker) for worker = 0 .. threads-1, worker 0 on the calling thread; returns when
-  // all are done. What workers wrote happens before the return.
+  // Calls job(context, worker) for worker = 0 .. threads-1, worker 0 on the calling thread; returns
+  // when all are done. What workers wrote happens before the return.
   using Job = void (*)(void* context, int32_t worker);
   virtual void Run(Job job, void* context) = 0;
 
   // The same for any callable taking the worker's number.
   template <typename F>
   void ForEachWorker(F&& function) {
-    Run([](void* context, int32_t worker) { (*static_cast<std::remove_reference_t<F>*>(context))(worker); },
+    Run([](void* context,
+           int32_t worker) { (*static_cast<std::remove_reference_t<F>*>(context))(worker); },
         const_cast<void*>(static_cast<const void*>(&function)));
   }
 

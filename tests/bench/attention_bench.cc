@@ -1,6 +1,7 @@
-// Paged attention beside what the machine can do: decode against the read bandwidth of the same threads,
-// prefill in GFLOP/s. The shape is one layer of SmolLM2-135M by default; the cache is cut into layers, so
-// that decode reads from memory as in a real step and not from the last-level cache's leftovers.
+// Paged attention beside what the machine can do: decode against the read bandwidth of the same
+// threads, prefill in GFLOP/s. The shape is one layer of SmolLM2-135M by default; the cache is cut
+// into layers, so that decode reads from memory as in a real step and not from the last-level
+// cache's leftovers.
 //   attention_bench [threads] [heads kv_heads head_dim layers]
 #include <algorithm>
 #include <chrono>

@@ -1,5 +1,6 @@
-// SwiGLU against fp64 over the whole range of gates, which also measures the polynomial exp: a wrong
-// coefficient or a scaling that overflows early is many ulp away. Sizes around every vector width.
+// SwiGLU against fp64 over the whole range of gates, which also measures the polynomial exp: a
+// wrong coefficient or a scaling that overflows early is many ulp away. Sizes around every vector
+// width.
 #include "kernels/activation.h"
 
 #include <limits>
@@ -26,7 +27,10 @@ TEST_F(SwiGluTest, IsWithinFourUlpOfTheFormulaOverTheWholeRange) {
       up.push_back(1.0f);
     }
     y.resize(gate.size());
-    ASSERT_TRUE(cpu::SwiGlu({.gate = gate.data(), .up = up.data(), .y = y.data(), .rows = 1,
+    ASSERT_TRUE(cpu::SwiGlu({.gate = gate.data(),
+                             .up = up.data(),
+                             .y = y.data(),
+                             .rows = 1,
                              .width = static_cast<int32_t>(gate.size())},
                             stream_)
                     .ok());
@@ -45,10 +49,11 @@ TEST_F(SwiGluTest, FarGatesSaturateAndNaNStaysVisible) {
       std::vector<float> gate(17, 0.5f), up(17, 2.0f), y(17);
       const auto run = [&](float g) {
         gate[place] = g;
-        EXPECT_TRUE(cpu::SwiGlu({.gate = gate.data(), .up = up.data(), .y = y.data(), .rows = 1,
-                                 .width = 17},
-                                stream_)
-                        .ok());
+        EXPECT_TRUE(
+            cpu::SwiGlu(
+                {.gate = gate.data(), .up = up.data(), .y = y.data(), .rows = 1, .width = 17},
+                stream_)
+                .ok());
         return y[place];
       };
       EXPECT_EQ(run(-200.0f), 0.0f) << target;
@@ -77,15 +82,22 @@ TEST_F(SwiGluTest, EveryWidthStrideAndAlignmentGivesTheSameBitsAndTouchesNothing
       }
       std::vector<float> single(static_cast<size_t>(width));
       for (size_t i = 0; i < single.size(); ++i) {
-        ASSERT_TRUE(cpu::SwiGlu({.gate = &values[i], .up = &values[i + 2000], .y = &single[i],
-                                 .rows = 1, .width = 1},
+        ASSERT_TRUE(cpu::SwiGlu({.gate = &values[i],
+                                 .up = &values[i + 2000],
+                                 .y = &single[i],
+                                 .rows = 1,
+                                 .width = 1},
                                 stream_)
                         .ok());
       }
       const auto s = static_cast<int64_t>(stride);
-      ASSERT_TRUE(cpu::SwiGlu({.gate = gate.data() + misaligned, .gate_stride = s,
-                               .up = up.data() + misaligned, .up_stride = s,
-                               .y = gate.data() + misaligned, .y_stride = s, .rows = kRows,
+      ASSERT_TRUE(cpu::SwiGlu({.gate = gate.data() + misaligned,
+                               .gate_stride = s,
+                               .up = up.data() + misaligned,
+                               .up_stride = s,
+                               .y = gate.data() + misaligned,
+                               .y_stride = s,
+                               .rows = kRows,
                                .width = width},
                               stream_)
                       .ok());

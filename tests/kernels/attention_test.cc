@@ -1,7 +1,7 @@
-// Paged attention against the fp64 oracle, and bit for bit against itself: the same query as a decode
-// row, inside chunks of any size, beside other sequences and on any number of threads. Catches a mask
-// off by one, a block merged twice or out of order, values read past the sequence's end (unwritten
-// places hold NaN), and any arithmetic that depends on which rows share a tile.
+// Paged attention against the fp64 oracle, and bit for bit against itself: the same query as a
+// decode row, inside chunks of any size, beside other sequences and on any number of threads.
+// Catches a mask off by one, a block merged twice or out of order, values read past the sequence's
+// end (unwritten places hold NaN), and any arithmetic that depends on which rows share a tile.
 #include "kernels/attention.h"
 
 #include <limits>
@@ -42,13 +42,19 @@ class Sequence {
     }
     std::vector<float> no_q(static_cast<size_t>(length_) * Width());
     auto pool = cpu::ThreadPool::Create(1, false);
-    ASSERT_TRUE(cpu::QkRopeAppend({.q = no_q.data(), .q_stride = static_cast<int64_t>(Width()),
-                                   .k = k.data(), .k_stride = static_cast<int64_t>(KvWidth()),
-                                   .v = v.data(), .v_stride = static_cast<int64_t>(KvWidth()),
-                                   .rows = length_, .page_of_row = page_of_row.data(),
+    ASSERT_TRUE(cpu::QkRopeAppend({.q = no_q.data(),
+                                   .q_stride = static_cast<int64_t>(Width()),
+                                   .k = k.data(),
+                                   .k_stride = static_cast<int64_t>(KvWidth()),
+                                   .v = v.data(),
+                                   .v_stride = static_cast<int64_t>(KvWidth()),
+                                   .rows = length_,
+                                   .page_of_row = page_of_row.data(),
                                    .offset_of_row = offset_of_row.data(),
-                                   .kv_base = pages_.base(), .kv_dtype = type_,
-                                   .heads = shape_.heads, .kv_heads = shape_.kv_heads,
+                                   .kv_base = pages_.base(),
+                                   .kv_dtype = type_,
+                                   .heads = shape_.heads,
+                                   .kv_heads = shape_.kv_heads,
                                    .head_dim = shape_.dim},
                                   {.pool = pool.get()})
                     .ok());
@@ -64,17 +70,21 @@ class Sequence {
   AttentionArgs Args(int32_t window) {
     return {.q_stride = static_cast<int64_t>(Width()),
             .out_stride = static_cast<int64_t>(Width()),
-            .kv_base = pages_.base(), .kv_dtype = type_, .heads = shape_.heads,
-            .kv_heads = shape_.kv_heads, .head_dim = shape_.dim,
-            .scale = 1.0f / std::sqrt(static_cast<float>(shape_.dim)), .window = window,
+            .kv_base = pages_.base(),
+            .kv_dtype = type_,
+            .heads = shape_.heads,
+            .kv_heads = shape_.kv_heads,
+            .head_dim = shape_.dim,
+            .scale = 1.0f / std::sqrt(static_cast<float>(shape_.dim)),
+            .window = window,
             .segments = {}};
   }
 
   // Rows [begin, end) as one segment.
   std::vector<float> Run(int32_t begin, int32_t end, int32_t window, cpu::ThreadPool* pool) {
     std::vector<float> out(static_cast<size_t>(end - begin) * Width(), 99.0f);
-    const AttentionSegment segment = {.row_count = end - begin, .kv_len = end,
-                                      .page_table = table_.data()};
+    const AttentionSegment segment = {
+        .row_count = end - begin, .kv_len = end, .page_table = table_.data()};
     AttentionArgs args = Args(window);
     args.q = q(begin);
     args.out = out.data();
@@ -106,10 +116,9 @@ class Sequence {
       }
       const float* const row = q(position) + head * shape_.dim;
       const float scale = Args(window).scale;
-      const auto o = reference::AttentionRow({row, row + shape_.dim}, k, v,
-                                             static_cast<size_t>(begin),
-                                             static_cast<size_t>(position) + 1,
-                                             static_cast<double>(scale));
+      const auto o =
+          reference::AttentionRow({row, row + shape_.dim}, k, v, static_cast<size_t>(begin),
+                                  static_cast<size_t>(position) + 1, static_cast<double>(scale));
       out.insert(out.end(), o.begin(), o.end());
     }
     return out;
@@ -134,8 +143,8 @@ class AttentionTest : public testing::Test {
 };
 
 TEST_F(AttentionTest, AgreesWithTheOracleForEveryShapeAndCacheTypeOnEveryTarget) {
-  const Shape shapes[] = {{9, 3, 64}, {4, 4, 40}, {8, 1, 80}, {4, 1, 96}, {2, 2, 128},
-                          {3, 1, 256}, {3, 3, 7}, {2, 1, 1},  {28, 1, 20}};
+  const Shape shapes[] = {{9, 3, 64},  {4, 4, 40}, {8, 1, 80}, {4, 1, 96}, {2, 2, 128},
+                          {3, 1, 256}, {3, 3, 7},  {2, 1, 1},  {28, 1, 20}};
   ForEachTarget([&](const std::string& target, bool) {
     for (const Shape& shape : shapes) {
       for (KvDType type : kTypes) {
@@ -177,23 +186,21 @@ TEST_F(AttentionTest, ARowHasTheSameBitsAsDecodeAndInAnyChunkOnAnyThreads) {
   // Every cache type, every window kind and every group size once; not their product, which takes
   // minutes under a sanitizer.
   constexpr Shape kSmall = {9, 3, 64};
-  const std::vector<Config> all = {
-      {kSmall, KvDType::kF32, 0},        {kSmall, KvDType::kF16, 0},
-      {kSmall, KvDType::kBF16, 0},       {kSmall, KvDType::kF32, 100},
-      {kSmall, KvDType::kF16, 5},        {kSmall, KvDType::kF16, 100},
-      {kSmall, KvDType::kBF16, 256},     {{5, 1, 40}, KvDType::kF16, 0},
-      {{5, 1, 40}, KvDType::kF32, 300},  {{4, 4, 16}, KvDType::kF16, 0},
-      {{4, 4, 16}, KvDType::kBF16, 65},  {{30, 1, 8}, KvDType::kF16, 0},
-      {{30, 1, 8}, KvDType::kF32, 17}};
+  const std::vector<Config> all = {{kSmall, KvDType::kF32, 0},       {kSmall, KvDType::kF16, 0},
+                                   {kSmall, KvDType::kBF16, 0},      {kSmall, KvDType::kF32, 100},
+                                   {kSmall, KvDType::kF16, 5},       {kSmall, KvDType::kF16, 100},
+                                   {kSmall, KvDType::kBF16, 256},    {{5, 1, 40}, KvDType::kF16, 0},
+                                   {{5, 1, 40}, KvDType::kF32, 300}, {{4, 4, 16}, KvDType::kF16, 0},
+                                   {{4, 4, 16}, KvDType::kBF16, 65}, {{30, 1, 8}, KvDType::kF16, 0},
+                                   {{30, 1, 8}, KvDType::kF32, 17}};
   ForEachTarget([&](const std::string& target, bool has_fma) {
     for (const Config& c : has_fma ? all : std::vector<Config>{all[8]}) {
       Sequence sequence(c.shape, c.type, kLength, 9);
       const auto whole = sequence.Run(0, kLength, c.window, two_.get());
       const auto same = [&](int32_t begin, int32_t end, cpu::ThreadPool* pool) {
         const auto part = sequence.Run(begin, end, c.window, pool);
-        ASSERT_TRUE(SameBits(part.data(),
-                             whole.data() + static_cast<size_t>(begin) * sequence.Width(),
-                             part.size()))
+        ASSERT_TRUE(SameBits(
+            part.data(), whole.data() + static_cast<size_t>(begin) * sequence.Width(), part.size()))
             << target << " d " << c.shape.dim << " window " << c.window << " rows " << begin << ".."
             << end << " threads " << pool->threads();
       };
@@ -236,7 +243,8 @@ TEST_F(AttentionTest, SegmentsOfOneCallAreIndependentAndUnlistedRowsAreUntouched
   std::vector<AttentionSegment> segments;
   for (const Want& want : wants) {
     segments.push_back({.row_begin = static_cast<int32_t>(list.size()),
-                        .row_count = want.row_count, .kv_len = want.kv_len,
+                        .row_count = want.row_count,
+                        .kv_len = want.kv_len,
                         .page_table = want.kv_len == 0 ? nullptr : table(want.first_page)});
     for (int32_t r = 0; r < want.row_count; ++r) {
       list.push_back(static_cast<int32_t>(list.size()) * 2 + 1);  // Odd rows only.

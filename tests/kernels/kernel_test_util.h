@@ -48,11 +48,12 @@ class Numbers {
   uint64_t state_;
 };
 
-// Floats at any offset from 64-byte alignment, at the very end of their allocation, so that a read past
-// them is seen by ASan.
+// Floats at any offset from 64-byte alignment, at the very end of their allocation, so that a read
+// past them is seen by ASan.
 class FloatsAt {
  public:
-  FloatsAt(size_t count, size_t misaligned) : misaligned_(misaligned), values_(count + misaligned) {}
+  FloatsAt(size_t count, size_t misaligned)
+      : misaligned_(misaligned), values_(count + misaligned) {}
   float* data() { return values_.data() + misaligned_; }
   size_t size() const { return values_.size() - misaligned_; }
   float& operator[](size_t i) { return values_[i + misaligned_]; }

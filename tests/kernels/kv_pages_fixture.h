@@ -1,5 +1,5 @@
-// A small arena of KV pages in the layout of kernels/qk_rope_append.h, filled through that operation or
-// element by element, with garbage (NaN) wherever nothing was written.
+// A small arena of KV pages in the layout of kernels/qk_rope_append.h, filled through that
+// operation or element by element, with garbage (NaN) wherever nothing was written.
 #pragma once
 
 #include <bit>
@@ -16,8 +16,8 @@ namespace morphserve::kernels {
 inline double ValueOfF16(uint16_t bits) {
   const int exponent = bits >> 10 & 31;
   const int fraction = bits & 1023;
-  double value = exponent == 0 ? std::ldexp(fraction, -24)
-                               : std::ldexp(fraction + 1024, exponent - 25);
+  double value =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(fraction + 1024, exponent - 25);
   if (exponent == 31) value = fraction == 0 ? INFINITY : NAN;
   return (bits & 0x8000) != 0 ? -value : value;
 }

@@ -1,6 +1,7 @@
-// Norm, rotation and append against fp64, for both pairings, every cache type, partial rotation and odd
-// head sizes. Catches a swapped sine, a wrong pair distance, a transposed page, a rounding other than
-// to nearest even, and any write outside the listed rows' places (the pages are compared byte by byte).
+// Norm, rotation and append against fp64, for both pairings, every cache type, partial rotation and
+// odd head sizes. Catches a swapped sine, a wrong pair distance, a transposed page, a rounding
+// other than to nearest even, and any write outside the listed rows' places (the pages are compared
+// byte by byte).
 #include "kernels/qk_rope_append.h"
 
 #include <set>
@@ -37,11 +38,23 @@ struct Case {
       page_of_row.push_back(pages.Address(r * 8 / rows));
       offset_of_row.push_back(r * 7 % kPageTokens);
     }
-    args = {.q = q.data(), .q_stride = s.heads * s.dim, .k = k.data(),
-            .k_stride = s.kv_heads * s.dim, .v = v.data(), .v_stride = s.kv_heads * s.dim,
-            .norm_eps = 1e-6f, .cos = cos.data(), .sin = sin.data(), .rotary_dim = s.rotary,
-            .rows = rows, .page_of_row = page_of_row.data(), .offset_of_row = offset_of_row.data(),
-            .kv_base = pages.base(), .kv_dtype = type, .heads = s.heads, .kv_heads = s.kv_heads,
+    args = {.q = q.data(),
+            .q_stride = s.heads * s.dim,
+            .k = k.data(),
+            .k_stride = s.kv_heads * s.dim,
+            .v = v.data(),
+            .v_stride = s.kv_heads * s.dim,
+            .norm_eps = 1e-6f,
+            .cos = cos.data(),
+            .sin = sin.data(),
+            .rotary_dim = s.rotary,
+            .rows = rows,
+            .page_of_row = page_of_row.data(),
+            .offset_of_row = offset_of_row.data(),
+            .kv_base = pages.base(),
+            .kv_dtype = type,
+            .heads = s.heads,
+            .kv_heads = s.kv_heads,
             .head_dim = s.dim};
   }
 
@@ -112,7 +125,7 @@ void CheckAgainstOracle(Case* c, const std::vector<float>& q, const std::vector<
 }
 
 TEST_F(QkRopeAppendTest, AgreesWithTheOracleForEveryShapeTypeAndPairing) {
-  const Shape shapes[] = {{9, 3, 64, 64},  {4, 4, 40, 40},   {8, 1, 80, 80}, {4, 2, 96, 48},
+  const Shape shapes[] = {{9, 3, 64, 64},   {4, 4, 40, 40},  {8, 1, 80, 80}, {4, 2, 96, 48},
                           {2, 2, 128, 128}, {2, 1, 256, 64}, {3, 3, 7, 6},   {2, 1, 1, 0}};
   ForEachTarget([&](const std::string& target, bool) {
     for (const Shape& shape : shapes) {
@@ -136,9 +149,24 @@ TEST_F(QkRopeAppendTest, AgreesWithTheOracleForEveryShapeTypeAndPairing) {
 
 TEST_F(QkRopeAppendTest, RoundsToTheCacheTypeToNearestEvenOnEveryTarget) {
   // Values beside and at every kind of halfway point, in full vectors and in the tail.
-  std::vector<float> values = {0.0f, -0.0f, 1.0f, 1.00048828125f, 1.00146484375f, 65504.0f, 65519.9f,
-                               65520.0f, -70000.0f, 6.1e-5f, 5.96e-8f, 2.98e-8f, 2.99e-8f, 1e-9f,
-                               3.0517578125e-5f, 8.940696716308594e-08f, 1.0078125f, 1.00390625f,
+  std::vector<float> values = {0.0f,
+                               -0.0f,
+                               1.0f,
+                               1.00048828125f,
+                               1.00146484375f,
+                               65504.0f,
+                               65519.9f,
+                               65520.0f,
+                               -70000.0f,
+                               6.1e-5f,
+                               5.96e-8f,
+                               2.98e-8f,
+                               2.99e-8f,
+                               1e-9f,
+                               3.0517578125e-5f,
+                               8.940696716308594e-08f,
+                               1.0078125f,
+                               1.00390625f,
                                1.01171875f};
   Numbers numbers(5);
   while (values.size() < 255) {
@@ -180,8 +208,10 @@ TEST_F(QkRopeAppendTest, TouchesOnlyTheListedRowsAndTheirPlaces) {
     c.args.rows = static_cast<int32_t>(list.size());
     ASSERT_TRUE(Run(c.args).ok());
     for (int32_t row = 0; row < 12; ++row) {
-      const bool same_q = SameBits(&q[static_cast<size_t>(row) * 120], &c.q[static_cast<size_t>(row) * 120], 120);
-      const bool same_k = SameBits(&k[static_cast<size_t>(row) * 40], &c.k[static_cast<size_t>(row) * 40], 40);
+      const bool same_q =
+          SameBits(&q[static_cast<size_t>(row) * 120], &c.q[static_cast<size_t>(row) * 120], 120);
+      const bool same_k =
+          SameBits(&k[static_cast<size_t>(row) * 40], &c.k[static_cast<size_t>(row) * 40], 40);
       EXPECT_EQ(same_q, !done.contains(row));
       EXPECT_EQ(same_k, !done.contains(row));
     }
@@ -207,7 +237,8 @@ TEST_F(QkRopeAppendTest, ARowHasTheSameBitsAloneAndAmongOthers) {
     }
     EXPECT_TRUE(SameBits(together.q.data(), alone.q.data(), alone.q.size()));
     EXPECT_EQ(std::memcmp(together.pages.base(), alone.pages.base(),
-                          static_cast<size_t>(alone.pages.bytes())), 0);
+                          static_cast<size_t>(alone.pages.bytes())),
+              0);
   }
 }
 

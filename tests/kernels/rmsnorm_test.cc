@@ -1,6 +1,6 @@
-// Against the fp64 oracle over sizes around every vector width, with and without residual, in place and
-// misaligned; a wrong tail, a lane counted twice or a re-read of an overwritten row shows as an error
-// far above rounding. Bits are compared between instruction sets, row counts and threads.
+// Against the fp64 oracle over sizes around every vector width, with and without residual, in place
+// and misaligned; a wrong tail, a lane counted twice or a re-read of an overwritten row shows as an
+// error far above rounding. Bits are compared between instruction sets, row counts and threads.
 #include "kernels/rmsnorm.h"
 
 #include <vector>
@@ -67,9 +67,14 @@ TEST_F(RmsNormTest, WorksInPlaceWithTheSumOverTheResidual) {
       const auto expected = Expected(sum, w, 1e-6f);
       float* const h_out = sum_over_x ? x.data() : residual.data();
       float* const out = sum_over_x ? y.data() : x.data();
-      ASSERT_TRUE(cpu::RmsNorm({.x = x.data(), .residual = residual.data(), .weight = w.data(),
-                                .y = out, .h_out = h_out, .rows = 1,
-                                .hidden = static_cast<int32_t>(hidden), .eps = 1e-6f},
+      ASSERT_TRUE(cpu::RmsNorm({.x = x.data(),
+                                .residual = residual.data(),
+                                .weight = w.data(),
+                                .y = out,
+                                .h_out = h_out,
+                                .rows = 1,
+                                .hidden = static_cast<int32_t>(hidden),
+                                .eps = 1e-6f},
                                stream_)
                       .ok());
       for (size_t i = 0; i < hidden; ++i) {
@@ -87,14 +92,24 @@ TEST_F(RmsNormTest, ARowHasTheSameBitsAloneAmongOthersAndOnEveryTargetWithFma) {
   std::vector<float> first;
   ForEachTarget([&](const std::string& target, bool has_fma) {
     std::vector<float> y(kRows * kStride, 7.0f);
-    ASSERT_TRUE(cpu::RmsNorm({.x = x.data(), .x_stride = kStride, .weight = w.data(), .y = y.data(),
-                              .y_stride = kStride, .rows = kRows, .hidden = kHidden, .eps = 1e-5f},
+    ASSERT_TRUE(cpu::RmsNorm({.x = x.data(),
+                              .x_stride = kStride,
+                              .weight = w.data(),
+                              .y = y.data(),
+                              .y_stride = kStride,
+                              .rows = kRows,
+                              .hidden = kHidden,
+                              .eps = 1e-5f},
                              stream_)
                     .ok());
     for (size_t r = 0; r < kRows; ++r) {
       std::vector<float> alone(kHidden);
-      ASSERT_TRUE(cpu::RmsNorm({.x = x.data() + r * kStride, .weight = w.data(), .y = alone.data(),
-                                .rows = 1, .hidden = kHidden, .eps = 1e-5f},
+      ASSERT_TRUE(cpu::RmsNorm({.x = x.data() + r * kStride,
+                                .weight = w.data(),
+                                .y = alone.data(),
+                                .rows = 1,
+                                .hidden = kHidden,
+                                .eps = 1e-5f},
                                stream_)
                       .ok());
       ASSERT_TRUE(SameBits(alone.data(), y.data() + r * kStride, kHidden)) << target;

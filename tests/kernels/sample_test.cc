@@ -1,6 +1,7 @@
-// Sampling against a plain fp64 statement of the contract over thousands of rows: dense ties, cuts of
-// every kind, masks and penalties. A wrong order among equal logits, a cut off by one, a lazily sorted
-// prefix that misses a candidate, or a random number that depends on anything but its key shows here.
+// Sampling against a plain fp64 statement of the contract over thousands of rows: dense ties, cuts
+// of every kind, masks and penalties. A wrong order among equal logits, a cut off by one, a lazily
+// sorted prefix that misses a candidate, or a random number that depends on anything but its key
+// shows here.
 #include "kernels/sample.h"
 
 #include <algorithm>
@@ -134,9 +135,9 @@ TEST(Sample, AgreesWithThePlainDefinitionForEveryCut) {
     int32_t top_k;
     float top_p, min_p;
   };
-  const Cut cuts[] = {{0, 1, 0},      {1, 1, 0},        {5, 1, 0},          {40, 0.9f, 0},
-                      {0, 0.95f, 0},  {0, 0.5f, 0.1f},  {0, 1, 0.05f},      {100, 0.99f, 0.01f},
-                      {0, 0.0f, 0},   {100000, 1, 0},   {0, 0.99999f, 0},   {3, 1, 0.9f},
+  const Cut cuts[] = {{0, 1, 0},     {1, 1, 0},       {5, 1, 0},        {40, 0.9f, 0},
+                      {0, 0.95f, 0}, {0, 0.5f, 0.1f}, {0, 1, 0.05f},    {100, 0.99f, 0.01f},
+                      {0, 0.0f, 0},  {100000, 1, 0},  {0, 0.99999f, 0}, {3, 1, 0.9f},
                       {0, 1, 1.0f}};  // Only ties with the best: p < min_p p[0] is strict.
   int checked = 0, close = 0;
   ForEachTarget([&](const std::string& target, bool) {
@@ -155,13 +156,11 @@ TEST(Sample, AgreesWithThePlainDefinitionForEveryCut) {
           args.choice = 3;
           std::vector<float> divided = logits;
           for (float& l : divided) l /= args.temperature;
-          const auto survivors =
-              reference::Survivors(divided, cut.top_k, static_cast<double>(cut.top_p),
-                                   static_cast<double>(cut.min_p));
+          const auto survivors = reference::Survivors(
+              divided, cut.top_k, static_cast<double>(cut.top_p), static_cast<double>(cut.min_p));
           const SampleResult result = Draw(logits, args);
           ASSERT_TRUE(result.finite);
-          const auto u =
-              static_cast<double>(PhiloxUniform(args.seed, args.position, args.choice));
+          const auto u = static_cast<double>(PhiloxUniform(args.seed, args.position, args.choice));
           // A survivor more or less at a threshold moves every interval by its probability, about
           // 1e-6 relative to rounding; the few draws that fall so close to an edge are counted.
           const double margin = reference::Margin(survivors, result.token, u);
@@ -232,8 +231,8 @@ TEST(Sample, PenaltiesFollowTheirFormulas) {
   args.repetition_penalty = 1;
   args.frequency_penalty = 1;
   args.presence_penalty = 0.5f;
-  EXPECT_EQ(Draw({3.0f, 4.0f, 1.4f}, args).token, 0);     // 1.5, 1.5 (tie), 1.4
-  EXPECT_EQ(Draw({3.0f, 4.125f, 1.6f}, args).token, 1);   // 1.5, 1.625, 1.6
+  EXPECT_EQ(Draw({3.0f, 4.0f, 1.4f}, args).token, 0);    // 1.5, 1.5 (tie), 1.4
+  EXPECT_EQ(Draw({3.0f, 4.125f, 1.6f}, args).token, 1);  // 1.5, 1.625, 1.6
   const std::vector<TokenCount> prompt_only = {{0, 0}, {1, 0}, {-4, 1}, {50, 1}};
   args.seen = prompt_only;
   EXPECT_EQ(Draw({3.0f, 2.9f, 2.8f}, args).token, 0);

@@ -1,5 +1,6 @@
-// The pool must call every worker once a job, publish what workers wrote, survive sleeping and waking,
-// and cut work into parts that cover everything once. Run under TSan, a missing fence shows here.
+// The pool must call every worker once a job, publish what workers wrote, survive sleeping and
+// waking, and cut work into parts that cover everything once. Run under TSan, a missing fence shows
+// here.
 #include "kernels/cpu/thread_pool.h"
 
 #include <chrono>
@@ -81,8 +82,9 @@ TEST_P(PoolTest, PartsCoverEverythingOnceInMultiplesOfTheGrain) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ThreadsAndSpin, PoolTest,
-                         testing::Values(std::pair{1, true}, std::pair{2, true}, std::pair{2, false},
-                                         std::pair{5, true}, std::pair{5, false}));
+                         testing::Values(std::pair{1, true}, std::pair{2, true},
+                                         std::pair{2, false}, std::pair{5, true},
+                                         std::pair{5, false}));
 
 }  // namespace
 }  // namespace morphserve::kernels::cpu

@@ -1,4 +1,5 @@
-// Plain fp64 statement of one sampling step: sort everything, then cut. Shares nothing with the product.
+// Plain fp64 statement of one sampling step: sort everything, then cut. Shares nothing with the
+// product.
 #pragma once
 
 #include <algorithm>
@@ -15,18 +16,23 @@ struct Survivor {
   double probability;  // Renormalised over the survivors.
 };
 
-// Survivors of top_k, top_p and min_p in order of (logit descending, id ascending). `logits` are already
-// divided by the temperature, as floats, because ties between them are part of the definition.
-inline std::vector<Survivor> Survivors(const std::vector<float>& logits, int32_t top_k, double top_p,
-                                       double min_p) {
+// Survivors of top_k, top_p and min_p in order of (logit descending, id ascending). `logits` are
+// already divided by the temperature, as floats, because ties between them are part of the
+// definition.
+inline std::vector<Survivor> Survivors(const std::vector<float>& logits, int32_t top_k,
+                                       double top_p, double min_p) {
   std::vector<int32_t> order;
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] > -std::numeric_limits<float>::infinity()) order.push_back(static_cast<int32_t>(i));
+    if (logits[i] > -std::numeric_limits<float>::infinity())
+      order.push_back(static_cast<int32_t>(i));
   }
-  const auto logit = [&](int32_t id) { return static_cast<double>(logits[static_cast<size_t>(id)]); };
+  const auto logit = [&](int32_t id) {
+    return static_cast<double>(logits[static_cast<size_t>(id)]);
+  };
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return logit(a) > logit(b); });
-  if (top_k > 0 && order.size() > static_cast<size_t>(top_k)) order.resize(static_cast<size_t>(top_k));
+  if (top_k > 0 && order.size() > static_cast<size_t>(top_k))
+    order.resize(static_cast<size_t>(top_k));
   std::vector<Survivor> all;
   double sum = 0;
   for (int32_t id : order) {
@@ -50,8 +56,8 @@ inline std::vector<Survivor> Survivors(const std::vector<float>& logits, int32_t
   return all;
 }
 
-// How far u is from being outside the given token's interval of the cumulative distribution: negative
-// or tiny when another token should have been drawn. -1 if the token is no survivor.
+// How far u is from being outside the given token's interval of the cumulative distribution:
+// negative or tiny when another token should have been drawn. -1 if the token is no survivor.
 inline double Margin(const std::vector<Survivor>& survivors, int32_t token, double u) {
   double before = 0;
   for (const Survivor& s : survivors) {

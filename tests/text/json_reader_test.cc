@@ -15,9 +15,9 @@ absl::Status Refusal(std::string_view text, const JsonLimits& limits = {}) {
 }
 
 TEST(JsonReader, ReadsEveryKindOfValueInOrder) {
-  const auto value = ParseJson(
-      R"({"b": [1, -2, 2.5, 1e3, "x\u00e9\ud83d\ude00", true, null, {}], "a": 18446744073709551615})",
-      {});
+  const auto value = ParseJson(R"({"b": [1, -2, 2.5, 1e3, "x\u00e9\ud83d\ude00", true, null, {}],)"
+                               R"( "a": 18446744073709551615})",
+                               {});
   ASSERT_TRUE(value.ok()) << value.status();
   ASSERT_EQ(value->object()->size(), 2U);
   EXPECT_EQ((*value->object())[0].key, "b");

@@ -33,95 +33,105 @@ std::string Refusal(const Json& document, const std::string& config = "",
   return std::string(tokenizer.status().message());
 }
 
-TEST(TokenizerJson, RefusesWhatItDoesNotSupportWithThePath) {
-  struct Row {
-    const char* path;
-    std::function<void(Json*)> change;
-  };
-  const auto set = [](const char* pointer, Json value) {
-    return [=](Json* document) { (*document)[Json::json_pointer(pointer)] = value; };
-  };
+struct Change {
+  const char* path;  // That the refusal must name.
+  std::function<void(Json*)> apply;
+};
+
+std::function<void(Json*)> Put(const char* pointer, Json value) {
+  return [=](Json* document) { (*document)[Json::json_pointer(pointer)] = value; };
+}
+
+void ExpectRefusals(const std::vector<Change>& changes) {
+  ASSERT_EQ(Refusal(Good()), "");
+  for (const Change& change : changes) {
+    Json document = Good();
+    change.apply(&document);
+    EXPECT_NE(Refusal(document).find(std::string("tokenizer.json ") + change.path + ":"),
+              std::string::npos)
+        << change.path << " got: " << Refusal(document);
+  }
+}
+
+TEST(TokenizerJson, RefusesABrokenVocabularyWithThePath) {
+  ExpectRefusals({
+      {"/model", Put("/model", nullptr)},
+      {"/model", Put("/model/type", "Unigram")},
+      {"/model", Put("/model/type", "WordPiece")},
+      {"/model/dropout", Put("/model/dropout", 0.1)},
+      {"/model/vocab", Put("/model/vocab", Json::array())},
+      {"/model/vocab", Put("/model/vocab/new", 7)},
+      {"/model/vocab", Put("/model/vocab/new", -1)},
+      {"/model/vocab", Put("/model/vocab/new", kRows)},
+      {"/model/vocab", Put("/model/vocab/new", "7")},
+      {"/model/vocab", Put("/model/vocab/new", 1.5)},
+      {"/model/merges", Put("/model/merges", nullptr)},
+      {"/model/merges/0", Put("/model/merges/0", "ab")},
+      {"/model/merges/0", Put("/model/merges/0", "a b c")},
+      {"/model/merges/0", Put("/model/merges/0", Json::array({"a"}))},
+      {"/model/merges/0", Put("/model/merges/0", Json::array({"a", "nowhere"}))},
+      {"/model/merges/0", Put("/model/merges/0", Json::array({"a", "Z"}))},
+      {"/model/ignore_merges", Put("/model/ignore_merges", 1)},
+      {"/added_tokens", Put("/added_tokens", "x")},
+      {"/added_tokens/0", Put("/added_tokens/0/id", 7)},
+      {"/added_tokens/0/content", Put("/added_tokens/0/content", 7)},
+      {"/added_tokens/1", Put("/added_tokens/1/content", "<begin>")},
+      {"/added_tokens/0", [](Json* d) { (*d)["added_tokens"][0].erase("lstrip"); }},
+  });
+}
+
+TEST(TokenizerJson, RefusesStagesItDoesNotSupportWithThePath) {
   const Json digits = {{"type", "Digits"}, {"individual_digits", true}};
   const Json level = {{"type", "ByteLevel"}};
   const Json first = {{"type", "Metaspace"}, {"replacement", "_"}, {"prepend_scheme", "first"}};
-  const std::vector<Row> rows = {
-      {"/model", set("/model", nullptr)},
-      {"/model", set("/model/type", "Unigram")},
-      {"/model", set("/model/type", "WordPiece")},
-      {"/model/dropout", set("/model/dropout", 0.1)},
-      {"/model/vocab", set("/model/vocab", Json::array())},
-      {"/model/vocab", set("/model/vocab/new", 7)},
-      {"/model/vocab", set("/model/vocab/new", -1)},
-      {"/model/vocab", set("/model/vocab/new", kRows)},
-      {"/model/vocab", set("/model/vocab/new", "7")},
-      {"/model/vocab", set("/model/vocab/new", 1.5)},
-      {"/model/merges", set("/model/merges", nullptr)},
-      {"/model/merges/0", set("/model/merges/0", "ab")},
-      {"/model/merges/0", set("/model/merges/0", "a b c")},
-      {"/model/merges/0", set("/model/merges/0", Json::array({"a"}))},
-      {"/model/merges/0", set("/model/merges/0", Json::array({"a", "nowhere"}))},
-      {"/model/merges/0", set("/model/merges/0", Json::array({"a", "Z"}))},
-      {"/model/ignore_merges", set("/model/ignore_merges", 1)},
-      {"/normalizer", set("/normalizer", {{"type", "BertNormalizer"}})},
-      {"/normalizer", set("/normalizer", {{"type", "Precompiled"}})},
-      {"/normalizer", set("/normalizer", "NFC")},
-      {"/normalizer/normalizers", set("/normalizer", {{"type", "Sequence"}})},
+  ExpectRefusals({
+      {"/normalizer", Put("/normalizer", {{"type", "BertNormalizer"}})},
+      {"/normalizer", Put("/normalizer", {{"type", "Precompiled"}})},
+      {"/normalizer", Put("/normalizer", "NFC")},
+      {"/normalizer/normalizers", Put("/normalizer", {{"type", "Sequence"}})},
       {"/normalizer/normalizers/1",
-       set("/normalizer", {{"type", "Sequence"},
+       Put("/normalizer", {{"type", "Sequence"},
                            {"normalizers", Json::array({{{"type", "NFC"}}, {{"type", "Nmt"}}})}})},
       {"/normalizer/pattern",
-       set("/normalizer", {{"type", "Replace"}, {"pattern", {{"Regex", "a("}}}, {"content", ""}})},
+       Put("/normalizer", {{"type", "Replace"}, {"pattern", {{"Regex", "a("}}}, {"content", ""}})},
       {"/normalizer/pattern",
-       set("/normalizer", {{"type", "Replace"}, {"pattern", {{"Regex", "a*"}}}, {"content", ""}})},
+       Put("/normalizer", {{"type", "Replace"}, {"pattern", {{"Regex", "a*"}}}, {"content", ""}})},
       {"/normalizer/pattern",
-       set("/normalizer", {{"type", "Replace"}, {"pattern", {{"Glob", "a"}}}, {"content", ""}})},
-      {"/pre_tokenizer", set("/pre_tokenizer", {{"type", "BertPreTokenizer"}})},
-      {"/pre_tokenizer", set("/pre_tokenizer", {{"type", "Whitespace"}})},
+       Put("/normalizer", {{"type", "Replace"}, {"pattern", {{"Glob", "a"}}}, {"content", ""}})},
+      {"/pre_tokenizer", Put("/pre_tokenizer", {{"type", "BertPreTokenizer"}})},
+      {"/pre_tokenizer", Put("/pre_tokenizer", {{"type", "Whitespace"}})},
       {"/pre_tokenizer/behavior",
-       set("/pre_tokenizer",
+       Put("/pre_tokenizer",
            {{"type", "Split"}, {"pattern", {{"String", " "}}}, {"behavior", "Sideways"}})},
       {"/pre_tokenizer/pattern",
-       set("/pre_tokenizer", {{"type", "Split"},
+       Put("/pre_tokenizer", {{"type", "Split"},
                               {"pattern", {{"Regex", std::string(20000, 'a')}}},
                               {"behavior", "Isolated"}})},
       {"/pre_tokenizer/pretokenizers/1",
-       set("/pre_tokenizer",
+       Put("/pre_tokenizer",
            {{"type", "Sequence"}, {"pretokenizers", Json::array({level, digits})}})},
       {"/pre_tokenizer/pretokenizers/1",
-       set("/pre_tokenizer",
+       Put("/pre_tokenizer",
            {{"type", "Sequence"}, {"pretokenizers", Json::array({digits, first})}})},
       {"/pre_tokenizer/replacement",
-       set("/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "__"}})},
+       Put("/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "__"}})},
       {"/pre_tokenizer/prepend_scheme",
-       set("/pre_tokenizer",
+       Put("/pre_tokenizer",
            {{"type", "Metaspace"}, {"replacement", "_"}, {"add_prefix_space", false}})},
-      {"/decoder", set("/decoder", nullptr)},
-      {"/decoder", set("/decoder", {{"type", "WordPiece"}})},
+      {"/decoder", Put("/decoder", nullptr)},
+      {"/decoder", Put("/decoder", {{"type", "WordPiece"}})},
       {"/decoder/decoders/1",
-       set("/decoder", {{"type", "Sequence"}, {"decoders", Json::array({level, level})}})},
+       Put("/decoder", {{"type", "Sequence"}, {"decoders", Json::array({level, level})}})},
       {"/decoder",
-       set("/decoder", {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}})},
-      {"/post_processor", set("/post_processor", {{"type", "RobertaProcessing"}})},
+       Put("/decoder", {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}})},
+      {"/post_processor", Put("/post_processor", {{"type", "RobertaProcessing"}})},
       {"/post_processor/single",
-       set("/post_processor", {{"type", "TemplateProcessing"}, {"single", Json::array()}})},
+       Put("/post_processor", {{"type", "TemplateProcessing"}, {"single", Json::array()}})},
       {"/post_processor/single",
-       set("/post_processor", {{"type", "TemplateProcessing"},
+       Put("/post_processor", {{"type", "TemplateProcessing"},
                                {"single", Json::array({{{"SpecialToken", {{"id", "<x>"}}}},
                                                        {{"Sequence", {{"id", "A"}}}}})}})},
-      {"/added_tokens", set("/added_tokens", "x")},
-      {"/added_tokens/0", set("/added_tokens/0/id", 7)},
-      {"/added_tokens/0/content", set("/added_tokens/0/content", 7)},
-      {"/added_tokens/1", set("/added_tokens/1/content", "<begin>")},
-      {"/added_tokens/0", [](Json* d) { (*d)["added_tokens"][0].erase("lstrip"); }},
-  };
-  ASSERT_EQ(Refusal(Good()), "");
-  for (const Row& row : rows) {
-    Json document = Good();
-    row.change(&document);
-    EXPECT_NE(Refusal(document).find(std::string("tokenizer.json ") + row.path + ":"),
-              std::string::npos)
-        << row.path << " got: " << Refusal(document);
-  }
+  });
 }
 
 TEST(TokenizerJson, RefusesIdsOutsideTheEmbedding) {

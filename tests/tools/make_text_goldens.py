@@ -1,10 +1,11 @@
-"""Writes the goldens of the tokenizer tests, tests/golden/text/tokenizer_*.json, and engine/text/normalizer_tables.h.
+"""Writes tests/golden/text/tokenizer_*.json and engine/text/normalizer_tables.h.
 
     python3 make_text_goldens.py variants families sentencepiece characters tables
     python3 make_text_goldens.py default_model --model FILE.gguf
 
-Oracles: the packages tokenizers and sentencepiece; ctypes with libutf8proc for the tables; gguf to read the model
-file. Everything is seeded: a second run with the same versions writes the same files.
+Oracles: the packages tokenizers and sentencepiece; ctypes with libutf8proc for the tables; gguf
+to read the model file. Everything is seeded: a second run with the same versions writes the same
+files.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def decodes_of(tokenizer, seed, count, banned=()):
 
 
 def renamed_specials(document, tokenizer):
-    """Special tokens whose normalised text differs: the library forgets that they are special, and we do not."""
+    """Special tokens whose normalised text differs: the library forgets that they are special."""
     return {
         t["id"]
         for t in document["added_tokens"]
@@ -362,8 +363,10 @@ def utf8proc():
     return decompose
 
 
-TABLES_HEADER = """// Code points whose normalisation the reference tokenizer library's older Unicode tables do not know while
-// utf8proc's do. Derived by tests/tools/make_text_goldens.py (tables); sorted. Thread rule: constants.
+TABLES_HEADER = """\
+// Code points whose normalisation the reference tokenizer library's older Unicode tables do not
+// know while utf8proc's do. Derived by tests/tools/make_text_goldens.py (tables); sorted.
+// Thread rule: constants.
 #pragma once
 
 #include <array>
@@ -371,7 +374,8 @@ TABLES_HEADER = """// Code points whose normalisation the reference tokenizer li
 
 namespace morphserve {
 
-// Combining marks that it takes for plain characters, and U+11930 and U+11938, which it does not compose.
+// Combining marks that it takes for plain characters, and U+11930 and U+11938, which it does not
+// compose.
 inline constexpr std::array<uint32_t, %d> kUnknownToReference = {
 %s};
 

@@ -1,14 +1,16 @@
 """Texts that the tokenizer goldens are made from: prose in many scripts, code, and hostile strings.
 
-Only code points that Unicode 14 assigns are used: the pattern engine of the product carries Unicode 14, and the
-oracle newer tables, so younger characters are outside the comparison (see engine/text/README.md).
+Only code points that Unicode 14 assigns are used: the pattern engine of the product carries
+Unicode 14 and the oracle newer tables, so younger characters are outside the comparison (see
+engine/text/README.md).
 """
 
 import random
 import unicodedata
 
 PROSE = [
-    "The quick brown fox jumps over the lazy dog. It's 12:30, isn't it? I'LL say they've won; we'd know.",
+    "The quick brown fox jumps over the lazy dog. It's 12:30, isn't it? "
+    "I'LL say they've won; we'd know.",
     "Der Straßenbahnschaffner öffnete die Tür; „Grüß Gott“, sagte er.",
     "L’été dernier, j’ai vu où naît l’œuvre — à Orléans, ça alors!",
     "El niño comió piña; ¿qué más? ¡Olé!",
@@ -31,7 +33,8 @@ PROSE = [
 ]
 
 CODE = [
-    'int main(int argc, char** argv) {\n  for (int i=0;i<10;++i)\n\t\tprintf("%d\\n", i);\n  return 0;\n}\n',
+    "int main(int argc, char** argv) {\n  for (int i=0;i<10;++i)\n"
+    '\t\tprintf("%d\\n", i);\n  return 0;\n}\n',
     "def f(x):\r\n    return {'a': [1, 2.5e-3], \"b\": None}[x]  # comment\r\n\r\n",
     "SELECT * FROM t WHERE a<>'x''y' AND b IN (1,22,333,4444,55555,666666);",
     '<html><body class="a-b_c">&nbsp;&#39;</body></html><!-- <|x|> -->',
@@ -218,7 +221,7 @@ def assigned(code_point):
 
 
 def random_strings(seed, count, extra=()):
-    """Hostile strings: atoms, random characters of chosen ranges, runs, and pieces of prose, mixed."""
+    """Hostile strings: atoms, random characters of chosen ranges, runs, pieces of prose, mixed."""
     rng = random.Random(seed)
     atoms = list(ATOMS) + list(extra) * 4
     ranges = [

@@ -1,4 +1,4 @@
-"""Small tokenizers that take every branch of the product's tokenizer: vocabularies, stages and added tokens.
+"""Small tokenizers that take every branch of the product's tokenizer.
 
 A variant is a tokenizer.json whose model is named, so that many variants share one vocabulary.
 """
@@ -70,7 +70,8 @@ def metaspace_model(byte_fallback, alphabet_limit):
         special_tokens=specials,
         limit_alphabet=alphabet_limit,
     )
-    # Without a pre-tokenizer merges would span words; real models of this kind are trained on words.
+    # Without a pre-tokenizer merges would span words; real models of this kind are trained on
+    # words.
     words = [w for text in CORPUS for w in text.split(" ") if w]
     tokenizer.train_from_iterator(words * 2, trainer)
     return model_json(tokenizer)
@@ -466,7 +467,7 @@ def all_variants():
 
 
 def complete(document, model, patch, as_text):
-    """The whole tokenizer.json: the model in place, ids given to the added tokens as the library gives them."""
+    """The whole tokenizer.json: the model in place, added tokens with the ids the library gives."""
     model = dict(model, **patch)
     if as_text:
         model["merges"] = [" ".join(m) for m in model["merges"]]
