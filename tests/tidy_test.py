@@ -277,7 +277,8 @@ def line_length(file):
     if file.suffix not in SOURCE_SUFFIXES | {".py", ".sh", ".proto"}:
         return
     for number, line in enumerate(file.lines, 1):
-        if len(line) > 100 and "R\"" not in line and "http" not in line and "| " not in line:
+        # Generators hold tables of test inputs, one a line.
+        if len(line) > 100 and "tests/tools/" not in str(file.path) and "R\"" not in line and "http" not in line and "| " not in line:
             yield file.finding(number, "line length", f"{len(line)} columns; the limit is 100")
 
 

@@ -64,8 +64,8 @@ def peer_bench(peer, model, threads):
         best[name] = max(best.get(name, 0), value)
 
     for flash in ("0", "1"):
-        rows = json.loads(run([peer / "bin" / "llama-bench", "-m", model, "-t", threads, "-p", "512",
-                               "-n", "48", "-r", "3", "-fa", flash, "-o", "json"]))
+        rows = json.loads(run([peer / "bin" / "llama-bench", "-m", model, "-t", threads,
+                               "-p", "512", "-n", "48", "-r", "3", "-fa", flash, "-o", "json"]))
         rows += json.loads(run([peer / "bin" / "llama-bench", "-m", model, "-t", threads, "-p", "0",
                                 "-n", "24", "-d", "1024,4096", "-r", "2", "-fa", flash,
                                 "-o", "json"]))
@@ -75,8 +75,8 @@ def peer_bench(peer, model, threads):
             else:
                 note("prefill 512", row["avg_ts"])
         text = run([peer / "bin" / "llama-batched-bench", "-m", model, "-t", threads, "-c", "4096",
-                    "-npp", "32", "-ntg", "32", "-npl", "4,16", "-fa", "on" if flash == "1" else "off",
-                    "--output-format", "jsonl"])
+                    "-npp", "32", "-ntg", "32", "-npl", "4,16", "--output-format", "jsonl",
+                    "-fa", "on" if flash == "1" else "off"])
         for line in text.splitlines():
             if line.startswith("{"):
                 row = json.loads(line)
@@ -91,7 +91,7 @@ def free_port():
 
 
 def load_figures(calls, clients, requests):
-    """calls(i) -> (ttft, tokens); a closed loop of `clients`. Returns tokens/s and TTFT p50 in ms."""
+    """calls(i) -> (ttft, tokens); a closed loop of `clients`: tokens/s and TTFT p50."""
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         results = list(pool.map(calls, range(requests)))

@@ -19,7 +19,7 @@ BIN = pathlib.Path(os.environ.get("MORPHSERVE_BIN_DIR", ROOT / "build" / "releas
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Ports by listener of a server with the default model; skipped, visibly, when there is none to start."""
+    """Ports by listener of a server with the default model; a visible skip when there is none."""
     model = os.environ.get("MORPHSERVE_TEST_MODEL", "")
     if not (BIN / "morphserve").exists() or not pathlib.Path(model).is_file():
         pytest.skip("needs a release build and MORPHSERVE_TEST_MODEL")
@@ -58,7 +58,8 @@ def readme_client(server, tmp_path_factory):
     protos = sorted((ROOT / "proto").glob("morphserve/v1/*.proto"))
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-I", ROOT / "proto",
                     f"--python_out={folder}", f"--grpc_python_out={folder}", *protos], check=True)
-    return subprocess.run([sys.executable, "client.py", f"127.0.0.1:{server['inference']}"], cwd=folder,
+    address = f"127.0.0.1:{server['inference']}"
+    return subprocess.run([sys.executable, "client.py", address], cwd=folder,
                           text=True, capture_output=True, timeout=120, check=False)
 
 

@@ -1,4 +1,4 @@
-"""Starts the real binary on free ports and talks to it with a client made from the public protos only."""
+"""Starts the real binary on free ports; talks to it with a client made from the public protos."""
 
 import contextlib
 import json

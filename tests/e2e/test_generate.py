@@ -1,4 +1,4 @@
-"""Generation through the real server: the stream contract, sampling, and sameness alone and in company."""
+"""Generation through the real server: the stream contract, sampling, sameness in company."""
 
 import concurrent.futures
 import math

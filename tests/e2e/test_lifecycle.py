@@ -254,7 +254,8 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
                           ("short.gguf", b"GGUF\x03\x00\x00\x00")):
         path = tmp_path / name
         path.write_bytes(content)
-        process, log = launch(tmp_path, ["--model", str(path), "--set", "listen.inference=127.0.0.1:0",
+        process, log = launch(tmp_path, ["--model", str(path),
+                                         "--set", "listen.inference=127.0.0.1:0",
                                          "--set", "listen.http=127.0.0.1:0",
                                          "--set", "listen.admin=127.0.0.1:0"])
         assert process.wait(20) not in (0, -6, -11), log.read_text()

@@ -1,11 +1,13 @@
 """Writes tests/golden/text/tokenizer_*.json and engine/text/normalizer_tables.h.
 
+    python3 make_text_goldens.py models
     python3 make_text_goldens.py variants families sentencepiece characters tables
     python3 make_text_goldens.py default_model --model FILE.gguf
 
 Oracles: the packages tokenizers and sentencepiece; ctypes with libutf8proc for the tables; gguf
 to read the model file. Everything is seeded: a second run with the same versions writes the same
-files.
+files, but for the models: the trainer breaks ties as its hash table falls, so the committed models
+are what the other parts start from.
 """
 
 import argparse
@@ -87,8 +89,22 @@ def renamed_specials(document, tokenizer):
     }
 
 
+def make_models():
+    write(
+        "tokenizer_models.json",
+        {"versions": VERSIONS},
+        "models",
+        [{"name": name, "model": m} for name, m in text_variants.base_models().items()],
+    )
+
+
+def base_models():
+    with open(os.path.join(GOLDEN, "tokenizer_models.json"), encoding="utf-8") as file:
+        return {row["name"]: row["model"] for row in json.load(file)["models"]}
+
+
 def make_variants():
-    bases = text_variants.base_models()
+    bases = base_models()
     rows = []
     for number, (name, base, document, patch, as_text) in enumerate(text_variants.all_variants()):
         full = text_variants.complete(document, bases[base], patch, as_text)
@@ -109,12 +125,6 @@ def make_variants():
                 "decodes": decodes_of(tokenizer, number, 6, renamed_specials(full, tokenizer)),
             }
         )
-    write(
-        "tokenizer_models.json",
-        {"versions": VERSIONS},
-        "models",
-        [{"name": name, "model": model} for name, model in bases.items()],
-    )
     write("tokenizer_variants.json", {"versions": VERSIONS}, "variants", rows)
 
 
@@ -157,7 +167,7 @@ FAMILIES = {
 
 
 def make_families():
-    base = text_variants.base_models()["bytes"]
+    base = base_models()["bytes"]
     controls, user_defined = ["<|begin|>", "<|end|>", "<|im_end|>"], ["<think>"]
     rows = []
     for number, (pre, (normalizer, stages, ignore_merges, add_bos)) in enumerate(FAMILIES.items()):
@@ -428,6 +438,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = {
+        "models": make_models,
         "variants": make_variants,
         "families": make_families,
         "sentencepiece": make_sentencepiece,
