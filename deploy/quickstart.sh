@@ -5,7 +5,7 @@ set -euo pipefail
 # shellcheck source=deploy/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-QUESTION="${MORPHSERVE_QUICKSTART_QUESTION:-What is the Moon, and why does it shine at night?}"
+QUESTION="${MORPHSERVE_QUICKSTART_QUESTION:-Explain in two sentences why the sky is blue.}"
 BIN="${ROOT}/build/release/bin"
 RUN="${CACHE}/quickstart"
 server_pid=
@@ -77,7 +77,7 @@ PYTHON
 ask() {
   say "${QUESTION}"
   "${BIN}/morphctl" --addr "${INFERENCE}" chat --prompt "${QUESTION}" --temperature 0 \
-    --max-tokens 120 --stats
+    --max-tokens 160 --stats
 }
 
 what_next() {

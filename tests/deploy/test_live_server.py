@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from deploy_paths import ROOT
+from deploy_paths import BASE, ROOT
 
 BIN = pathlib.Path(os.environ.get("MORPHSERVE_BIN_DIR", ROOT / "build" / "release" / "bin"))
 
@@ -99,3 +99,13 @@ def test_a_served_request_is_counted(server, readme_client):
 def test_page_answers(server, page):
     with urllib.request.urlopen(f"http://127.0.0.1:{server['http']}/{page}", timeout=10) as answer:
         assert answer.status == 200 and answer.read()
+
+
+def test_configuration_of_the_pods_is_accepted(server):
+    """The server itself judges the file that the manifests ship; only the model is elsewhere."""
+    model = os.environ["MORPHSERVE_TEST_MODEL"]
+    result = subprocess.run(
+        [BIN / "morphserve", f"--config={BASE / 'config.yaml'}", "--check_config",
+         f"--set=model.path={model}", "--set=cache.arena_bytes=256MiB"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout
