@@ -43,7 +43,7 @@ class PieceCache {
   std::vector<Entry> entries_;
 };
 
-// What one Encode works in. One a thread, so that nothing is allocated or locked per call.
+// What one Encode works in. One a thread, so that little is allocated and nothing locked per call.
 struct EncodeScratch {
   RegexScratch regex;
   PreTokenizerScratch pre_tokenizer;
@@ -51,13 +51,34 @@ struct EncodeScratch {
   PieceCache cache;
   std::vector<TextSegment> raw_segments;
   std::vector<TextSegment> segments;
-  std::vector<int32_t> piece_ids;
 };
 
-EncodeScratch& ThreadScratch() {
-  thread_local EncodeScratch scratch;
-  return scratch;
-}
+// The thread's scratch while one text is encoded. What a long text made it grow to is given back: a
+// text of 4 MiB needs some 300 MiB, which no idle thread should keep.
+class ScratchLease {
+ public:
+  explicit ScratchLease(size_t text_bytes) : text_bytes_(text_bytes) {}
+  ~ScratchLease() {
+    if (text_bytes_ <= kKeptTextBytes) return;
+    scratch_.pre_tokenizer = PreTokenizerScratch();
+    scratch_.bpe = BpeScratch();
+    scratch_.raw_segments = {};
+    scratch_.segments = {};
+  }
+  ScratchLease(const ScratchLease&) = delete;
+  ScratchLease& operator=(const ScratchLease&) = delete;
+
+  EncodeScratch& operator*() { return scratch_; }
+
+ private:
+  static constexpr size_t kKeptTextBytes = 256 << 10;
+  static EncodeScratch& OfThread() {
+    thread_local EncodeScratch scratch;
+    return scratch;
+  }
+  const size_t text_bytes_;
+  EncodeScratch& scratch_ = OfThread();
+};
 
 uint64_t NextOwner() {
   static std::atomic<uint64_t> last{0};
@@ -267,7 +288,8 @@ absl::StatusOr<std::vector<int32_t>> SpecTokenizer::Encode(std::string_view text
     return absl::InvalidArgumentError(
         absl::StrFormat("text is not valid UTF-8 at byte offset %d", bad));
   }
-  EncodeScratch& scratch = ThreadScratch();
+  ScratchLease lease(text.size());
+  EncodeScratch& scratch = *lease;
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 4 + 8);
   std::vector<ByteRange> ranges;
