@@ -9,8 +9,8 @@ void* Arena::AllocateIn(Bump& bump, size_t bytes, size_t alignment) {
   const size_t misaligned = reinterpret_cast<uintptr_t>(bump.cursor) & (alignment - 1);
   const size_t padding = misaligned == 0 ? 0 : alignment - misaligned;
   if (bump.begin == nullptr || bytes + padding > static_cast<size_t>(bump.end - bump.cursor)) {
-    // Twice what is asked for leaves room to extend a growing text in place.
-    const size_t chunk = std::max(kChunkBytes, bytes * 2);
+    // Half as much again leaves room to extend a growing text in place.
+    const size_t chunk = std::max(kChunkBytes, bytes + bytes / 2);
     // What a chunk leaves unused counts in part: the limit is about memory, not about use.
     bytes_left_ -= static_cast<int64_t>(bytes + kChunkBytes / 4);
     chunks_.push_back(std::make_unique_for_overwrite<char[]>(chunk));

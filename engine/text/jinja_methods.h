@@ -3,7 +3,9 @@
 // and a method that exists in Python but not here fails when called. Any thread.
 #pragma once
 
+#include <span>
 #include <string_view>
+#include <vector>
 
 #include "engine/text/jinja_args.h"
 #include "engine/text/jinja_runtime.h"
@@ -17,6 +19,12 @@ MethodKind FindMethod(const Value& object, std::string_view name);
 
 [[nodiscard]] bool CallMethod(Runtime& rt, const Method& method, const Args& args, Value* out);
 
+struct StringMethodEntry {
+  std::string_view name;
+  bool (*call)(Runtime& rt, const Str& self, const Args& args, Value* out);
+};
+extern const std::span<const StringMethodEntry> kStringMethods;
+
 // String operations that filters share with methods. `chars` null: white space.
 [[nodiscard]] bool Strip(Runtime& rt, const Str& text, const Str* chars, bool left, bool right,
                          Value* out);
@@ -26,7 +34,7 @@ enum class CaseForm : uint8_t { kUpper, kLower, kTitle, kCapitalize };
 [[nodiscard]] bool ChangeCase(Runtime& rt, const Str& text, CaseForm form, Value* out);
 [[nodiscard]] bool Join(Runtime& rt, const Str& separator, std::span<const Value> items,
                         bool markup, Value* out);
-// Byte ranges of the lines, without their breaks.
+// The lines, with or without their breaks.
 [[nodiscard]] bool SplitLines(Runtime& rt, const Str& text, bool keep_ends,
                               std::vector<Value>* out);
 

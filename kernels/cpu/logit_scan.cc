@@ -80,39 +80,58 @@ size_t CountGt(Row row, float threshold) {
                [threshold](auto d, auto v) HWY_ATTR { return hn::Gt(v, hn::Set(d, threshold)); });
 }
 
-size_t FindGe(Row row, size_t from, float threshold) {
-  return FindFrom(
-      row, from, [threshold](auto d, auto v) HWY_ATTR { return hn::Ge(v, hn::Set(d, threshold)); });
-}
-
-void AppendGe(Row row, float threshold, std::vector<std::pair<float, int32_t>>* found) {
-  for (size_t i = FindGe(row, 0, threshold); i < row.size(); i = FindGe(row, i + 1, threshold)) {
+void AppendIn(Row row, float low, float high, std::vector<std::pair<float, int32_t>>* found) {
+  const auto inside = [low, high](auto d, auto v) HWY_ATTR {
+    return hn::And(hn::Ge(v, hn::Set(d, low)), hn::Lt(v, hn::Set(d, high)));
+  };
+  for (size_t i = FindFrom(row, 0, inside); i < row.size(); i = FindFrom(row, i + 1, inside)) {
     found->emplace_back(row[i], static_cast<int32_t>(i));
   }
 }
 
-void ExpOfSpan(std::span<float> values, float largest) {
-  ForEachVector(values.size(), [&](auto d, size_t i) HWY_ATTR {
-    const auto below = hn::Sub(hn::LoadU(d, values.data() + i), hn::Set(d, largest));
-    hn::StoreU(ExpOfNonPositive(d, below), d, values.data() + i);
-  });
-}
-
-double SumExp(Row row, float largest) {
-  HWY_ALIGN float weights[16];
+// Sums in f64 over 16 lanes: element i goes to lane i % 16. fill(tag, i) gives the vector at i.
+template <class Fill>
+HWY_INLINE double SumWide(size_t count, const Fill& fill) {
+  HWY_ALIGN float values[16];
   double lanes[16] = {};
-  for (size_t first = 0; first < row.size(); first += 16) {
-    const size_t count = std::min<size_t>(16, row.size() - first);
-    std::fill_n(weights, 16, 0.0f);
-    ForEachVector(count, [&](auto d, size_t i) HWY_ATTR {
-      const auto below = hn::Sub(hn::LoadU(d, row.data() + first + i), hn::Set(d, largest));
-      hn::StoreU(ExpOfNonPositive(d, below), d, weights + i);
-    });
-    for (size_t lane = 0; lane < 16; ++lane) lanes[lane] += static_cast<double>(weights[lane]);
+  for (size_t first = 0; first < count; first += 16) {
+    const size_t some = std::min<size_t>(16, count - first);
+    if (some < 16) std::fill_n(values, 16, 0.0f);
+    ForEachVector(
+        some, [&](auto d, size_t i) HWY_ATTR { hn::StoreU(fill(d, first + i), d, values + i); });
+    for (size_t lane = 0; lane < 16; ++lane) lanes[lane] += static_cast<double>(values[lane]);
   }
   double sum = 0;
   for (double lane : lanes) sum += lane;
   return sum;
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> WeightAt(D d, const float* logit, float largest) {
+  return ExpOfNonPositive(d, hn::Sub(hn::LoadU(d, logit), hn::Set(d, largest)));
+}
+
+double Weights(Row row, float largest, std::span<float> weights) {
+  return SumWide(row.size(), [&](auto d, size_t i) HWY_ATTR {
+    const auto weight = WeightAt(d, row.data() + i, largest);
+    hn::StoreU(weight, d, weights.data() + i);
+    return weight;
+  });
+}
+
+double SumExp(Row row, float largest) {
+  return SumWide(row.size(),
+                 [&](auto d, size_t i) HWY_ATTR { return WeightAt(d, row.data() + i, largest); });
+}
+
+MassAbove SumGe(Row row, float threshold, Row weights) {
+  size_t count = 0;
+  const double mass = SumWide(row.size(), [&](auto d, size_t i) HWY_ATTR {
+    const auto chosen = hn::Ge(hn::LoadU(d, row.data() + i), hn::Set(d, threshold));
+    count += hn::CountTrue(d, chosen);
+    return hn::IfThenElseZero(chosen, hn::LoadU(d, weights.data() + i));
+  });
+  return {.mass = mass, .count = count};
 }
 
 void Divide(std::span<float> row, float divisor) {
@@ -131,9 +150,10 @@ HWY_EXPORT(Scan);
 HWY_EXPORT(FindEqual);
 HWY_EXPORT(CountGe);
 HWY_EXPORT(CountGt);
-HWY_EXPORT(AppendGe);
-HWY_EXPORT(ExpOfSpan);
+HWY_EXPORT(AppendIn);
+HWY_EXPORT(Weights);
 HWY_EXPORT(SumExp);
+HWY_EXPORT(SumGe);
 HWY_EXPORT(Divide);
 
 LogitRange ScanLogits(std::span<const float> logits) { return HWY_DYNAMIC_DISPATCH(Scan)(logits); }
@@ -150,17 +170,22 @@ size_t CountAbove(std::span<const float> logits, float threshold) {
   return HWY_DYNAMIC_DISPATCH(CountGt)(logits, threshold);
 }
 
-void AppendAtLeast(std::span<const float> logits, float threshold,
+void AppendBetween(std::span<const float> logits, float low, float high,
                    std::vector<std::pair<float, int32_t>>* found) {
-  HWY_DYNAMIC_DISPATCH(AppendGe)(logits, threshold, found);
+  HWY_DYNAMIC_DISPATCH(AppendIn)(logits, low, high, found);
 }
 
-void ExpBelow(std::span<float> values, float largest) {
-  HWY_DYNAMIC_DISPATCH(ExpOfSpan)(values, largest);
+double WeightsBelow(std::span<const float> logits, float largest, std::span<float> weights) {
+  return HWY_DYNAMIC_DISPATCH(Weights)(logits, largest, weights);
 }
 
 double SumExpBelow(std::span<const float> logits, float largest) {
   return HWY_DYNAMIC_DISPATCH(SumExp)(logits, largest);
+}
+
+MassAbove SumAtLeast(std::span<const float> logits, float threshold,
+                     std::span<const float> weights) {
+  return HWY_DYNAMIC_DISPATCH(SumGe)(logits, threshold, weights);
 }
 
 void DivideLogits(std::span<float> logits, float divisor) {

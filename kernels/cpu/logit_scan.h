@@ -22,15 +22,25 @@ size_t FirstEqual(std::span<const float> logits, float value);
 size_t CountAtLeast(std::span<const float> logits, float threshold);
 size_t CountAbove(std::span<const float> logits, float threshold);
 
-// Appends (value, index) of all values >= threshold, by index.
-void AppendAtLeast(std::span<const float> logits, float threshold,
+// Appends (value, index) of all values in [low, high), by index.
+void AppendBetween(std::span<const float> logits, float low, float high,
                    std::vector<std::pair<float, int32_t>>* found);
 
-// values[i] = exp(values[i] - largest) for values <= largest.
-void ExpBelow(std::span<float> values, float largest);
-
-// Sum of the same, over 16 lanes in f64.
+// weights[i] = exp(logits[i] - largest) for logits <= largest; returns their sum, over 16 lanes in
+// f64. `weights` has the size of `logits` and may be the same memory.
+double WeightsBelow(std::span<const float> logits, float largest, std::span<float> weights);
+// The sum alone.
 double SumExpBelow(std::span<const float> logits, float largest);
+
+struct MassAbove {
+  double mass = 0;
+  size_t count = 0;
+};
+
+// Sum of weights[i] where logits[i] >= threshold, and how many those are. Sums run over 16 lanes in
+// f64.
+MassAbove SumAtLeast(std::span<const float> logits, float threshold,
+                     std::span<const float> weights);
 
 // logits[i] /= divisor.
 void DivideLogits(std::span<float> logits, float divisor);

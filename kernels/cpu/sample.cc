@@ -5,15 +5,16 @@
 #include <cstddef>
 #include <limits>
 
-#include "kernels/cpu/best_first.h"
 #include "kernels/cpu/logit_scan.h"
+#include "kernels/cpu/lottery.h"
+#include "kernels/cpu/top_logits.h"
 #include "kernels/philox.h"
 
 namespace morphserve::kernels {
 
 float PhiloxUniform(uint64_t seed, uint32_t position, uint32_t choice) {
-  const auto words = Philox4x32({position, choice, 0, 0}, {static_cast<uint32_t>(seed),
-                                                           static_cast<uint32_t>(seed >> 32)});
+  const auto words = Philox4x32({position, choice, 0, 0},
+                                {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
   return static_cast<float>(words[0] >> 8) * 0x1p-24f;
 }
 
@@ -54,11 +55,9 @@ class Distribution {
   void Top(int32_t count, SampleScratch* scratch, SampleResult* result) const {
     if (count <= 0) return;
     const float largest_piece = ScanLogits(pieces_).largest;
-    BestFirst best(pieces_, largest_piece, &scratch->candidates);
-    best.Reserve(static_cast<size_t>(count));
-    const size_t found = std::min(best.available(), static_cast<size_t>(count));
-    for (size_t i = 0; i < found; ++i) {
-      result->top.push_back({.id = best[i].second, .logprob = Logprob(best[i].first)});
+    TopLogits(pieces_, largest_piece, static_cast<size_t>(count), &scratch->candidates);
+    for (const auto& [logit, id] : scratch->candidates) {
+      result->top.push_back({.id = id, .logprob = Logprob(logit)});
     }
   }
 
@@ -94,110 +93,21 @@ void Penalise(const SampleArgs& args, std::span<float> logits) {
     float& logit = logits[static_cast<size_t>(seen.id)];
     if (repetition != 1) logit = logit > 0 ? logit / repetition : logit * repetition;
     if (seen.output_count > 0) {
-      logit -= args.frequency_penalty * static_cast<float>(seen.output_count) +
-               args.presence_penalty;
+      logit -=
+          args.frequency_penalty * static_cast<float>(seen.output_count) + args.presence_penalty;
     }
   }
 }
 
-// Steps 4 and 5: the weights of the best candidates, exp(logit - largest), so that the first is 1.
-class Lottery {
- public:
-  Lottery(std::span<const float> logits, float largest, SampleScratch* scratch)
-      : logits_(logits),
-        largest_(largest),
-        best_(logits, largest, &scratch->candidates),
-        weights_(&scratch->weights) {
-    weights_->clear();
-  }
-
-  int32_t Draw(const SampleArgs& args, double uniform) {
-    const size_t limit = args.top_k > 0 ? std::min(best_.total(), static_cast<size_t>(args.top_k))
-                                        : best_.total();
-    const bool cut_by_count = limit < best_.total();
-    if (cut_by_count) best_.Reserve(limit);
-    double sum = cut_by_count ? SumOfFirst(limit) : SumExpBelow(logits_, largest_);
-    size_t kept = limit;
-    if (args.top_p < 1 || args.min_p > 0) {
-      kept = CountKept(args, limit, sum);
-      sum = SumOfFirst(kept);
-    }
-    return Find(kept, uniform * sum);
-  }
-
- private:
-  // Weight of candidate i, which must exist.
-  double Weight(size_t i) {
-    best_.Has(i);
-    // Growing sorts more candidates behind those already known, whose weights stay.
-    if (weights_->size() < best_.available()) {
-      const size_t known = weights_->size();
-      for (size_t j = known; j < best_.available(); ++j) weights_->push_back(best_[j].first);
-      ExpBelow(std::span(*weights_).subspan(known), largest_);
-    }
-    return static_cast<double>((*weights_)[i]);
-  }
-
-  double SumOfFirst(size_t count) {
-    double sum = 0;
-    for (size_t i = 0; i < count; ++i) sum += Weight(i);
-    return sum;
-  }
-
-  // How many of the first `limit`, which weigh `sum`, top_p and min_p leave: at least one.
-  size_t CountKept(const SampleArgs& args, size_t limit, double sum) {
-    const double enough = args.top_p < 1 ? static_cast<double>(args.top_p) * sum
-                                         : std::numeric_limits<double>::infinity();
-    const auto lightest = static_cast<double>(args.min_p);
-    double reached = 0;
-    size_t kept = 0;
-    while (kept < limit) {
-      const double weight = Weight(kept);
-      if (kept > 0 && weight < lightest) break;
-      reached += weight;
-      ++kept;
-      if (reached >= enough) break;
-    }
-    return kept;
-  }
-
-  // The first of `kept` candidates whose cumulative weight exceeds `target`; the last one with any
-  // weight if rounding left the sum short.
-  int32_t Find(size_t kept, double target) {
-    double reached = 0;
-    size_t last = 0;
-    for (size_t i = 0; i < kept; ++i) {
-      const double weight = Weight(i);
-      if (weight == 0) break;  // All that follow weigh nothing either.
-      last = i;
-      reached += weight;
-      if (reached > target) break;
-    }
-    return best_[last].second;
-  }
-
-  const std::span<const float> logits_;
-  const float largest_;
-  BestFirst best_;
-  std::vector<float>* const weights_;
-};
-
 int32_t Choose(const SampleArgs& args, std::span<float> logits, float largest,
                SampleScratch* scratch) {
-  const auto greedy = [&] { return static_cast<int32_t>(FirstEqual(logits, largest)); };
   // A temperature so small that the quotient overflows leaves only the largest.
-  if (!(args.temperature > 0) || !std::isfinite(largest / args.temperature)) return greedy();
-  if (args.top_k == 1) {
-    // Division may round two logits to one; the smaller id then comes first, as in the full sort.
-    const float best = largest / args.temperature;
-    for (size_t i = 0; i < logits.size(); ++i) {
-      if (logits[i] / args.temperature == best) return static_cast<int32_t>(i);
-    }
+  if (!(args.temperature > 0) || !std::isfinite(largest / args.temperature)) {
+    return static_cast<int32_t>(FirstEqual(logits, largest));
   }
   if (args.temperature != 1) DivideLogits(logits, args.temperature);
-  Lottery lottery(logits, largest / args.temperature, scratch);
   const float uniform = PhiloxUniform(args.seed, args.position, args.choice);
-  return lottery.Draw(args, static_cast<double>(uniform));
+  return DrawToken(logits, largest / args.temperature, args, static_cast<double>(uniform), scratch);
 }
 
 // Range of a row whose last vocab - pieces values belong to no token; invalid if any value is.
@@ -223,8 +133,8 @@ SampleResult Sample(const SampleArgs& args, SampleScratch* scratch) {
   SampleResult result;
   const bool scored = args.logprobs >= 0;
   if (scored) scratch->untouched.assign(row.begin(), row.end());
-  const bool penalised = args.repetition_penalty != 1 || args.frequency_penalty != 0 ||
-                         args.presence_penalty != 0;
+  const bool penalised =
+      args.repetition_penalty != 1 || args.frequency_penalty != 0 || args.presence_penalty != 0;
   BiasAndMask(args, logits, scratch);
   if (penalised) Penalise(args, logits);
   if (penalised || !args.logit_bias.empty() || !args.banned.empty() || !args.allowed.empty()) {

@@ -1,4 +1,4 @@
-#include "kernels/cpu/best_first.h"
+#include "kernels/cpu/top_logits.h"
 
 #include <algorithm>
 #include <limits>
@@ -9,8 +9,6 @@ namespace morphserve::kernels::cpu {
 namespace {
 
 constexpr float kLowest = std::numeric_limits<float>::lowest();
-constexpr size_t kFirstCount = 64;
-constexpr size_t kGrowth = 8;
 
 // A threshold that at least `count` values of the row reach, and preferably not many more. Counting
 // passes are cheap beside sorting: a few microseconds each.
@@ -37,33 +35,26 @@ float ThresholdFor(std::span<const float> row, float largest, size_t count) {
       reached = reached_there;
     }
   }
-  return largest - below;
+  return std::max(kLowest, largest - below);
 }
 
 }  // namespace
 
-BestFirst::BestFirst(std::span<const float> row, float largest, std::vector<Candidate>* memory)
-    : row_(row), largest_(largest), total_(CountAtLeast(row, kLowest)), sorted_(memory) {
-  sorted_->clear();
-}
-
-void BestFirst::Reserve(size_t count) {
-  count = std::min(count, total_);
-  if (count <= sorted_->size()) return;
-  // Past a quarter of the row one sort of everything is cheaper than looking for a threshold.
-  const float threshold =
-      count > total_ / 4 ? kLowest : std::max(kLowest, ThresholdFor(row_, largest_, count));
-  sorted_->clear();
-  AppendAtLeast(row_, threshold, sorted_);
-  std::sort(sorted_->begin(), sorted_->end(), [](const Candidate& a, const Candidate& b) {
+void SortCandidates(std::vector<Candidate>* candidates) {
+  std::sort(candidates->begin(), candidates->end(), [](const Candidate& a, const Candidate& b) {
     return a.first != b.first ? a.first > b.first : a.second < b.second;
   });
 }
 
-bool BestFirst::Has(size_t i) {
-  if (i >= total_) return false;
-  if (i >= sorted_->size()) Reserve(std::max({kFirstCount, i + 1, sorted_->size() * kGrowth}));
-  return true;
+void TopLogits(std::span<const float> row, float largest, size_t count,
+               std::vector<Candidate>* best) {
+  best->clear();
+  if (count == 0) return;
+  // Past a quarter of the row one sort of everything is cheaper than looking for a threshold.
+  const float threshold = count > row.size() / 4 ? kLowest : ThresholdFor(row, largest, count);
+  AppendBetween(row, threshold, std::numeric_limits<float>::infinity(), best);
+  SortCandidates(best);
+  if (best->size() > count) best->resize(count);
 }
 
 }  // namespace morphserve::kernels::cpu
