@@ -6,17 +6,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/cache/unit_pool.h"
+#include "engine/cache/sequence_caches.h"
 #include "engine/model/layer_plan.h"
 #include "kernels/sample.h"
 
 namespace morphserve {
-
-// Where one sequence's caches lie: a page table for every full layer, a slot for every linear one.
-struct SequenceCaches {
-  std::vector<std::vector<UnitAddress>> pages;  // [layers][pages]; empty where the layer is linear.
-  std::vector<UnitAddress> slots;               // [layers]; -1 where the layer is full.
-};
 
 // Consecutive rows of one sequence.
 struct StepSegment {
@@ -25,6 +19,14 @@ struct StepSegment {
   int32_t position = 0;  // Of the first row.
   const SequenceCaches* caches = nullptr;
   const LayerPlan* plan = nullptr;
+  int32_t emit_begin = 0;  // Into the batch's `emits`, ascending.
+  int32_t emit_count = 0;
+};
+
+// The memory of every linear layer after the first `rows` rows of a segment goes to `slots` too.
+struct SnapshotEmit {
+  int32_t rows = 0;
+  const std::vector<UnitAddress>* slots = nullptr;  // [layers]; -1 where the layer is full.
 };
 
 // One row whose logits are needed: to sample a token, or to score a known one.
@@ -42,12 +44,14 @@ struct PageCopy {
 struct StepBatch {
   std::vector<int32_t> tokens;  // [rows]
   std::vector<StepSegment> segments;
+  std::vector<SnapshotEmit> emits;
   std::vector<LogitRow> logit_rows;
 
   int32_t rows() const { return static_cast<int32_t>(tokens.size()); }
   void Clear() {
     tokens.clear();
     segments.clear();
+    emits.clear();
     logit_rows.clear();
   }
 };

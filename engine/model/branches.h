@@ -1,0 +1,131 @@
+// Branches are the linear halves of a base checkpoint's layers: one for every layer, so that any
+// layer plan can run. They come from a branches file (safetensors, decisions in
+// engine/model/README.md), or need no file at all (`window:256`). Thread rule: immutable after
+// LoadBranches.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/base/pages_memory.h"
+#include "engine/base/sha256.h"
+#include "engine/engine_options.h"
+#include "engine/model/model_config.h"
+#include "kernels/gemm.h"
+#include "kernels/recurrent_mixer.h"
+#include "kernels/slot_layout.h"
+
+namespace morphserve {
+
+enum class BranchKind : uint8_t { kWindow, kLightning, kGatedDelta, kGatedDeltaWindow };
+const char* BranchKindName(BranchKind kind);  // As in the file: gated_delta_window.
+
+// The shape of every layer's branch; from the file's metadata.
+struct BranchesConfig {
+  BranchKind kind = BranchKind::kWindow;
+  bool own = false;  // Projections of its own; else low-rank changes of the base's.
+  int32_t heads = 0;
+  int32_t head_dim = 0;
+  int32_t rank = 0;
+  int32_t gate_rank = 0;
+  int32_t conv_taps = 0;
+  int32_t window = 0;
+  int32_t sinks = 0;
+  float norm_eps = 1e-5f;  // Of the output norm.
+  float scale = 0;         // Of the recurrent output.
+  bool silu = true;
+  bool rope = true;
+  kernels::QkNorm qk_norm = kernels::QkNorm::kL2;
+
+  bool has_state() const { return kind != BranchKind::kWindow; }
+  bool has_window() const {
+    return kind == BranchKind::kWindow || kind == BranchKind::kGatedDeltaWindow;
+  }
+};
+
+// One layer's branch in the form the kernels run. Rows and channels of q and k are in the base's
+// order (pairs beside each other when its rotary embedding is interleaved). Absent parts have no
+// data / are empty.
+struct LinearWeights {
+  // One product of the normed input: [aq; ak; av; gd; wa; wb; ws] stacked, `down_width` outputs.
+  kernels::PackedMatrix down;
+  kernels::PackedMatrix bq, bk, bv;       // shared: [heads D, rank]
+  kernels::PackedMatrix wq, wk, wv;       // own: [heads D, hidden], kv heads for k and v
+  kernels::PackedMatrix wo;               // own: [hidden, heads D]
+  kernels::PackedMatrix ao, bo;           // shared: [rank, heads D], [hidden, rank]
+  kernels::PackedMatrix gu;               // [heads D, gate_rank]
+  std::vector<float> gb;                  // [heads D]
+  std::vector<float> conv;                // [taps][3 heads D]
+  std::vector<float> a_log, dt_bias, b_beta;  // [heads]
+  std::vector<float> slopes;              // [heads], lightning
+  std::vector<float> nw;                  // [heads D]
+  std::vector<float> bs;                  // [heads]
+};
+
+// Columns of `down`, in order; a part that the kind lacks has width 0.
+struct DownColumns {
+  int32_t q = 0, k = 0, v = 0, gate = 0, a = 0, b = 0, window = 0;  // First column of each.
+  int32_t width = 0;
+};
+DownColumns MakeDownColumns(const BranchesConfig& config);
+
+// The memory of one layer and sequence.
+kernels::SlotShape MakeSlotShape(const BranchesConfig& config, const ModelConfig& model,
+                                 KvDType dtype);
+
+// A stored order of layers, most worth keeping full first.
+struct BranchesRanking {
+  std::string selector;
+  std::vector<int32_t> order;
+  std::vector<double> gates;  // [layers] or empty
+  int32_t context = 0;
+  int64_t seed = 0;
+  bool is_default = false;
+};
+struct BranchesQuality {
+  std::string selector;
+  int32_t k = 0;
+  std::vector<int32_t> layers;  // The full ones.
+  double kl = 0;
+  double ppl = 0;
+  std::vector<std::pair<std::string, double>> recall;
+};
+
+struct BranchesHeader {
+  std::string source;  // What the operator wrote: a path, or window:256.
+  std::string base_name;
+  std::string base_id;  // Hex SHA-256; empty for `window`.
+  BranchesConfig config;
+  std::vector<BranchesRanking> rankings;
+  std::vector<std::vector<double>> interaction;  // Q [layers][layers], or empty.
+  std::vector<BranchesQuality> quality;
+  int64_t parameters = 0;
+};
+
+struct Branches {
+  BranchesHeader header;
+  std::vector<LinearWeights> layers;
+  Sha256Digest id{};  // SHA-256 of the file; of the text `window:...` where there is none.
+  PagesMemory storage;
+};
+
+// Reads and checks the header only: a path, or "window:W" / "window:W:SINKS". INVALID_ARGUMENT
+// names the tensor, field or shape that does not fit `model`.
+absl::StatusOr<BranchesHeader> OpenBranches(std::string_view source, const ModelConfig& model);
+
+// Bytes LoadBranches will hold, from the header alone.
+int64_t BranchesBytes(const BranchesHeader& header, const ModelConfig& model, WeightsDType dtype);
+
+// Reads the weights; matrices are kept in bf16 (as in the file), or f32 with kF32.
+// FAILED_PRECONDITION when the file was made for another base than `base_id`; INVALID_ARGUMENT
+// names a tensor that is missing, misshapen or of an unknown type; ABORTED when the file changed.
+absl::StatusOr<std::unique_ptr<Branches>> LoadBranches(const BranchesHeader& header,
+                                                       const ModelConfig& model,
+                                                       const Sha256Digest& base_id,
+                                                       WeightsDType dtype);
+
+}  // namespace morphserve
