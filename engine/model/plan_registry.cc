@@ -1,15 +1,33 @@
 #include "engine/model/plan_registry.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "absl/strings/str_format.h"
+#include "engine/base/check.h"
 
 namespace morphserve {
+namespace {
 
-PlanRegistry::PlanRegistry(std::shared_ptr<const LayerPlan> active)
-    : plans_({active}), active_(std::move(active)) {}
+constexpr size_t kPrefixMin = 6;  // "p-" and four digits.
 
-std::shared_ptr<const LayerPlan> PlanRegistry::active() const {
+}  // namespace
+
+PlanRegistry::PlanRegistry(std::shared_ptr<const LayerPlan> active, int32_t table_max,
+                           int32_t history_max)
+    : table_max_(table_max), history_max_(history_max) {
+  MS_CHECK(table_max >= 1 && history_max >= 2);
+  for (auto& history : history_) history.push_back({.plan = active, .epoch = 1});
+  plans_.push_back({.plan = std::move(active),
+                    .label = "",
+                    .origin = "start",
+                    .state = PlanState::kReady,
+                    .last_epoch = 1});
+}
+
+std::shared_ptr<const LayerPlan> PlanRegistry::Get(PlanPointer pointer) const {
   MutexLock lock(&mutex_);
-  return active_;
+  return history_[static_cast<size_t>(pointer)].back().plan;
 }
 
 uint64_t PlanRegistry::epoch() const {
@@ -18,22 +36,114 @@ uint64_t PlanRegistry::epoch() const {
 }
 
 absl::StatusOr<std::shared_ptr<const LayerPlan>> PlanRegistry::Find(std::string_view id) const {
-  constexpr size_t kPrefixMin = 6;
   MutexLock lock(&mutex_);
-  std::shared_ptr<const LayerPlan> found;
-  for (const auto& plan : plans_) {
+  const PlanEntry* found = nullptr;
+  for (const PlanEntry& entry : plans_) {
+    const std::string& whole = entry.plan->id();
     const bool matches =
-        plan->id() == id || (id.size() >= kPrefixMin && plan->id().compare(0, id.size(), id) == 0);
+        whole == id || (id.size() >= kPrefixMin && whole.compare(0, id.size(), id) == 0);
     if (!matches) continue;
     if (found != nullptr) {
       return absl::NotFoundError(absl::StrFormat("plan prefix %s names several plans", id));
     }
-    found = plan;
+    found = &entry;
   }
   if (found == nullptr) {
     return absl::NotFoundError(absl::StrFormat("plan %s is not in the plan table", id));
   }
-  return found;
+  if (found->state == PlanState::kWithdrawn) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("plan %s was withdrawn: %s", found->plan->id(), found->withdrawn_why));
+  }
+  return found->plan;
+}
+
+PlanEntry* PlanRegistry::FindEntry(std::string_view id) {
+  for (PlanEntry& entry : plans_) {
+    if (entry.plan->id() == id) return &entry;
+  }
+  return nullptr;
+}
+
+bool PlanRegistry::Named(const LayerPlan& plan) const {
+  for (const auto& history : history_) {
+    for (const PlanVisit& visit : history) {
+      if (visit.plan->id() == plan.id()) return true;
+    }
+  }
+  return false;
+}
+
+absl::StatusOr<std::shared_ptr<const LayerPlan>> PlanRegistry::Register(
+    std::shared_ptr<const LayerPlan> plan, std::string label, std::string origin) {
+  MutexLock lock(&mutex_);
+  if (const PlanEntry* known = FindEntry(plan->id()); known != nullptr) return known->plan;
+  if (static_cast<int32_t>(plans_.size()) >= table_max_) {
+    const auto oldest = std::find_if(plans_.begin(), plans_.end(), [this](const PlanEntry& entry) {
+      return !Named(*entry.plan);
+    });
+    if (oldest == plans_.end()) {
+      return absl::ResourceExhaustedError(absl::StrFormat(
+          "the plan table holds %d plans, all named by a pointer; limit is %d", plans_.size(),
+          table_max_));
+    }
+    plans_.erase(oldest);
+  }
+  plans_.push_back({.plan = plan, .label = std::move(label), .origin = std::move(origin)});
+  return plan;
+}
+
+absl::Status PlanRegistry::Remove(std::string_view id) {
+  MutexLock lock(&mutex_);
+  const PlanEntry* entry = FindEntry(id);
+  if (entry == nullptr) {
+    return absl::NotFoundError(absl::StrFormat("plan %s is not in the plan table", id));
+  }
+  for (const auto& history : history_) {
+    if (history.back().plan->id() == id) {
+      return absl::FailedPreconditionError(absl::StrFormat("plan %s is named by a pointer", id));
+    }
+  }
+  std::erase_if(plans_, [&](const PlanEntry& e) { return e.plan->id() == id; });
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> PlanRegistry::Point(PlanPointer pointer, std::string_view id) {
+  MutexLock lock(&mutex_);
+  PlanEntry* entry = FindEntry(id);
+  if (entry == nullptr) {
+    return absl::NotFoundError(absl::StrFormat("plan %s is not in the plan table", id));
+  }
+  if (entry->state == PlanState::kWithdrawn) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("plan %s was withdrawn: %s", id, entry->withdrawn_why));
+  }
+  entry->last_epoch = ++epoch_;
+  std::vector<PlanVisit>& history = history_[static_cast<size_t>(pointer)];
+  history.push_back({.plan = entry->plan, .epoch = epoch_});
+  if (static_cast<int32_t>(history.size()) > history_max_) history.erase(history.begin());
+  return epoch_;
+}
+
+absl::Status PlanRegistry::SetState(std::string_view id, PlanState state, std::string why) {
+  MutexLock lock(&mutex_);
+  PlanEntry* entry = FindEntry(id);
+  if (entry == nullptr) {
+    return absl::NotFoundError(absl::StrFormat("plan %s is not in the plan table", id));
+  }
+  entry->state = state;
+  entry->withdrawn_why = std::move(why);
+  return absl::OkStatus();
+}
+
+std::vector<PlanEntry> PlanRegistry::List() const {
+  MutexLock lock(&mutex_);
+  return plans_;
+}
+
+std::vector<PlanVisit> PlanRegistry::History(PlanPointer pointer) const {
+  MutexLock lock(&mutex_);
+  return history_[static_cast<size_t>(pointer)];
 }
 
 }  // namespace morphserve

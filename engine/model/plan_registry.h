@@ -73,6 +73,8 @@ class PlanRegistry {
 
  private:
   PlanEntry* FindEntry(std::string_view id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A pointer names it, or its history does.
+  bool Named(const LayerPlan& plan) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int32_t table_max_;
   const int32_t history_max_;
