@@ -31,7 +31,7 @@ struct PlanEntry {
   std::string label;
   std::string origin;  // Who made it: "start", "ranking flashmorph", "request", a morph id.
   PlanState state = PlanState::kCold;
-  std::string withdrawn_why;
+  std::string withdrawn_why = {};
   uint64_t last_epoch = 0;  // Epoch at which a pointer last named it; 0: never.
 };
 
