@@ -16,6 +16,7 @@ using Json = nlohmann::json;
 
 constexpr uint64_t kHeaderBytesMax = uint64_t{32} << 20;
 constexpr int64_t kIndexBytesMax = int64_t{32} << 20;
+constexpr const char* kMetadata = "__metadata__";
 constexpr size_t kDimensionsMax = 8;
 constexpr size_t kShardsMax = 1024;
 constexpr size_t kNameBytesMax = 512;
@@ -119,6 +120,44 @@ absl::Status CheckCover(std::vector<TensorInfo>* tensors, int64_t data_begin, in
   return absl::OkStatus();
 }
 
+// The header as JSON, and where the data section begins.
+struct HeaderText {
+  Json json;
+  int64_t data_begin = 0;
+};
+
+absl::StatusOr<HeaderText> ReadHeaderText(const FileReader& file) {
+  uint64_t header_bytes = 0;
+  MS_RETURN_IF_ERROR(file.Read(0, std::as_writable_bytes(std::span(&header_bytes, 1))));
+  if (header_bytes > kHeaderBytesMax || header_bytes > static_cast<uint64_t>(file.size() - 8)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("header of %u bytes at offset 8; the file has %d, the limit is %u",
+                        header_bytes, file.size(), kHeaderBytesMax));
+  }
+  std::string text(static_cast<size_t>(header_bytes), '\0');
+  MS_RETURN_IF_ERROR(file.Read(8, std::as_writable_bytes(std::span(text))));
+  HeaderText out;
+  MS_ASSIGN_OR_RETURN(out.json, ParseJsonObject(text, "header"));
+  out.data_begin = 8 + static_cast<int64_t>(header_bytes);
+  return out;
+}
+
+absl::StatusOr<std::vector<TensorInfo>> ParseTensors(const HeaderText& header, int64_t file_bytes,
+                                                     int32_t file_index) {
+  const int64_t data_bytes = file_bytes - header.data_begin;
+  std::vector<TensorInfo> tensors;
+  for (const auto& [name, value] : header.json.items()) {
+    if (name == kMetadata) continue;  // Notes of the writer; format "pt" and the like.
+    if (!Printable(name)) {
+      return absl::InvalidArgumentError("header holds a tensor name that is not printable");
+    }
+    MS_ASSIGN_OR_RETURN(TensorInfo tensor, ParseTensor(name, value, data_bytes, file_index));
+    tensors.push_back(std::move(tensor));
+  }
+  MS_RETURN_IF_ERROR(CheckCover(&tensors, header.data_begin, data_bytes));
+  return tensors;
+}
+
 absl::Status Prefixed(const absl::Status& status, std::string_view file) {
   return absl::Status(status.code(), absl::StrFormat("%s: %s", file, status.message()));
 }
@@ -133,30 +172,27 @@ bool IsShardName(std::string_view name) {
 
 absl::StatusOr<std::vector<TensorInfo>> ReadSafetensorsHeader(const FileReader& file,
                                                               int32_t file_index) {
-  uint64_t header_bytes = 0;
-  MS_RETURN_IF_ERROR(file.Read(0, std::as_writable_bytes(std::span(&header_bytes, 1))));
-  if (header_bytes > kHeaderBytesMax || header_bytes > static_cast<uint64_t>(file.size() - 8)) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("header of %u bytes at offset 8; the file has %d, the limit is %u",
-                        header_bytes, file.size(), kHeaderBytesMax));
-  }
-  std::string text(static_cast<size_t>(header_bytes), '\0');
-  MS_RETURN_IF_ERROR(file.Read(8, std::as_writable_bytes(std::span(text))));
-  MS_ASSIGN_OR_RETURN(const Json header, ParseJsonObject(text, "header"));
+  MS_ASSIGN_OR_RETURN(const HeaderText header, ReadHeaderText(file));
+  return ParseTensors(header, file.size(), file_index);
+}
 
-  const int64_t data_begin = 8 + static_cast<int64_t>(header_bytes);
-  const int64_t data_bytes = file.size() - data_begin;
-  std::vector<TensorInfo> tensors;
-  for (const auto& [name, value] : header.items()) {
-    if (name == "__metadata__") continue;  // Notes of the writer; format "pt" and the like.
-    if (!Printable(name)) {
-      return absl::InvalidArgumentError("header holds a tensor name that is not printable");
-    }
-    MS_ASSIGN_OR_RETURN(TensorInfo tensor, ParseTensor(name, value, data_bytes, file_index));
-    tensors.push_back(std::move(tensor));
+absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeaderAndMetadata(const FileReader& file,
+                                                                   int32_t file_index) {
+  MS_ASSIGN_OR_RETURN(const HeaderText header, ReadHeaderText(file));
+  SafetensorsHeader out;
+  MS_ASSIGN_OR_RETURN(out.tensors, ParseTensors(header, file.size(), file_index));
+  const auto metadata = header.json.find(kMetadata);
+  if (metadata == header.json.end()) return out;
+  if (!metadata->is_object()) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s is not an object", kMetadata));
   }
-  MS_RETURN_IF_ERROR(CheckCover(&tensors, data_begin, data_bytes));
-  return tensors;
+  for (const auto& [name, value] : metadata->items()) {
+    if (!Printable(name) || !value.is_string()) {
+      return absl::InvalidArgumentError(absl::StrFormat("%s is not strings by name", kMetadata));
+    }
+    out.metadata.emplace(name, value.get<std::string>());
+  }
+  return out;
 }
 
 absl::StatusOr<ShardIndex> ParseShardIndex(std::string_view text) {

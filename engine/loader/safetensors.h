@@ -3,6 +3,7 @@
 // shard. Thread rule: pure functions. Source: the format description of the safetensors project.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,6 +20,14 @@ namespace morphserve {
 // cover the data section without gap or overlap. INVALID_ARGUMENT or OUT_OF_RANGE otherwise.
 absl::StatusOr<std::vector<TensorInfo>> ReadSafetensorsHeader(const FileReader& file,
                                                               int32_t file_index);
+
+struct SafetensorsHeader {
+  std::vector<TensorInfo> tensors;
+  std::map<std::string, std::string> metadata;  // __metadata__; empty when there is none.
+};
+// The same with the writer's notes, which must then be strings by name.
+absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeaderAndMetadata(const FileReader& file,
+                                                                   int32_t file_index);
 
 // The parsed index of a sharded checkpoint.
 struct ShardIndex {

@@ -1,5 +1,5 @@
 // Branches are the linear halves of a base checkpoint's layers: one for every layer, so that any
-// layer plan can run. They come from a branches file (safetensors, decisions in
+// layer plan can run. They come from a branches file (safetensors, format in
 // engine/model/README.md), or need no file at all (`window:256`). Thread rule: immutable after
 // LoadBranches.
 #pragma once
@@ -8,12 +8,14 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/base/pages_memory.h"
 #include "engine/base/sha256.h"
 #include "engine/engine_options.h"
+#include "engine/loader/file_reader.h"
 #include "engine/model/model_config.h"
 #include "kernels/gemm.h"
 #include "kernels/recurrent_mixer.h"
@@ -53,17 +55,17 @@ struct BranchesConfig {
 struct LinearWeights {
   // One product of the normed input: [aq; ak; av; gd; wa; wb; ws] stacked, `down_width` outputs.
   kernels::PackedMatrix down;
-  kernels::PackedMatrix bq, bk, bv;       // shared: [heads D, rank]
-  kernels::PackedMatrix wq, wk, wv;       // own: [heads D, hidden], kv heads for k and v
-  kernels::PackedMatrix wo;               // own: [hidden, heads D]
-  kernels::PackedMatrix ao, bo;           // shared: [rank, heads D], [hidden, rank]
-  kernels::PackedMatrix gu;               // [heads D, gate_rank]
-  std::vector<float> gb;                  // [heads D]
-  std::vector<float> conv;                // [taps][3 heads D]
+  kernels::PackedMatrix bq, bk, bv;           // shared: [heads D, rank]
+  kernels::PackedMatrix wq, wk, wv;           // own: [heads D, hidden], kv heads for k and v
+  kernels::PackedMatrix wo;                   // own: [hidden, heads D]
+  kernels::PackedMatrix ao, bo;               // shared: [rank, heads D], [hidden, rank]
+  kernels::PackedMatrix gu;                   // [heads D, gate_rank]
+  std::vector<float> gb;                      // [heads D]
+  std::vector<float> conv;                    // [taps][3 heads D]
   std::vector<float> a_log, dt_bias, b_beta;  // [heads]
-  std::vector<float> slopes;              // [heads], lightning
-  std::vector<float> nw;                  // [heads D]
-  std::vector<float> bs;                  // [heads]
+  std::vector<float> slopes;                  // [heads], lightning
+  std::vector<float> nw;                      // [heads D]
+  std::vector<float> bs;                      // [heads]
 };
 
 // Columns of `down`, in order; a part that the kind lacks has width 0.
@@ -77,14 +79,16 @@ DownColumns MakeDownColumns(const BranchesConfig& config);
 kernels::SlotShape MakeSlotShape(const BranchesConfig& config, const ModelConfig& model,
                                  KvDType dtype);
 
-// A stored order of layers, most worth keeping full first.
+// What a selector chose: an order of layers, most worth keeping full first, or one set a budget.
 struct BranchesRanking {
   std::string selector;
-  std::vector<int32_t> order;
-  std::vector<double> gates;  // [layers] or empty
-  int32_t context = 0;
+  std::vector<int32_t> order;              // [layers], or empty with sets
+  std::vector<std::vector<int32_t>> sets;  // By rising size, each ascending; empty with an order.
+  std::vector<double> gates;               // [layers] or empty
+  int32_t context = 0;                     // Calibration tokens; 0: not said.
   int64_t seed = 0;
-  bool is_default = false;
+  bool is_default = false;  // One of the rankings that have an order.
+  bool stale = false;       // Chosen on an earlier stage of the training than the file's weights.
 };
 struct BranchesQuality {
   std::string selector;
@@ -98,8 +102,9 @@ struct BranchesQuality {
 struct BranchesHeader {
   std::string source;  // What the operator wrote: a path, or window:256.
   std::string base_name;
-  std::string base_id;  // Hex SHA-256; empty for `window`.
+  std::string base_id;  // Hex SHA-256; empty without a file.
   BranchesConfig config;
+  FileIdentity identity;  // Of the file; LoadBranches reads no other.
   std::vector<BranchesRanking> rankings;
   std::vector<std::vector<double>> interaction;  // Q [layers][layers], or empty.
   std::vector<BranchesQuality> quality;
@@ -109,20 +114,22 @@ struct BranchesHeader {
 struct Branches {
   BranchesHeader header;
   std::vector<LinearWeights> layers;
-  Sha256Digest id{};  // SHA-256 of the file; of the text `window:...` where there is none.
+  Sha256Digest id{};  // SHA-256 of the file; of the text `window:W:SINKS` where there is none.
   PagesMemory storage;
 };
 
-// Reads and checks the header only: a path, or "window:W" / "window:W:SINKS". INVALID_ARGUMENT
-// names the tensor, field or shape that does not fit `model`.
+// Reads and checks the header only: a path, or "window:W" / "window:W:SINKS" (4 sinks unless said).
+// INVALID_ARGUMENT names the tensor, field or shape that is wrong or does not fit `model`; errors
+// of OpenFile for a path that cannot be read.
 absl::StatusOr<BranchesHeader> OpenBranches(std::string_view source, const ModelConfig& model);
 
 // Bytes LoadBranches will hold, from the header alone.
 int64_t BranchesBytes(const BranchesHeader& header, const ModelConfig& model, WeightsDType dtype);
 
 // Reads the weights; matrices are kept in bf16 (as in the file), or f32 with kF32.
-// FAILED_PRECONDITION when the file was made for another base than `base_id`; INVALID_ARGUMENT
-// names a tensor that is missing, misshapen or of an unknown type; ABORTED when the file changed.
+// FAILED_PRECONDITION names both ids when the file was made for another base than `base_id`;
+// INVALID_ARGUMENT names a tensor that holds a NaN, an infinity or a number out of range; ABORTED
+// when the file changed since the header was read.
 absl::StatusOr<std::unique_ptr<Branches>> LoadBranches(const BranchesHeader& header,
                                                        const ModelConfig& model,
                                                        const Sha256Digest& base_id,
