@@ -13,6 +13,7 @@
 #include "engine/base/machine.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
+#include "engine/base/text_view.h"
 #include "engine/engine_core.h"
 #include "engine/memory_plan.h"
 #include "engine/reasons.h"
@@ -28,6 +29,16 @@ absl::Status WithReason(absl::Status status, std::string_view reason) {
 
 std::string ReasonOf(const absl::Status& status) {
   const auto payload = status.GetPayload(kReasonUrl);
+  return payload.has_value() ? std::string(*payload) : std::string();
+}
+
+absl::Status WithMetadata(absl::Status status, std::string_view key, std::string_view value) {
+  status.SetPayload(absl::StrFormat("%s%s", kMetadataUrl, key), absl::Cord(ToAbsl(value)));
+  return status;
+}
+
+std::string MetadataOf(const absl::Status& status, std::string_view key) {
+  const auto payload = status.GetPayload(absl::StrFormat("%s%s", kMetadataUrl, key));
   return payload.has_value() ? std::string(*payload) : std::string();
 }
 
@@ -192,12 +203,17 @@ absl::Status EngineImpl::CheckDeadline(const Request& request) const {
   }
   if (left_ms > needed_ms) return absl::OkStatus();
   if (left_ms <= 0) {
-    return WithReason(absl::DeadlineExceededError("deadline passed before admission"),
-                      reason::kDeadlinePassed);
+    return WithMetadata(WithReason(absl::DeadlineExceededError("deadline passed before admission"),
+                                   reason::kDeadlinePassed),
+                        "phase", "admission");
   }
-  return WithReason(absl::DeadlineExceededError(
-                        absl::StrFormat("needs %.0f ms; %.0f ms left", needed_ms, left_ms)),
-                    reason::kDeadlineUnreachable);
+  absl::Status status = WithReason(absl::DeadlineExceededError(absl::StrFormat(
+                                       "needs %.0f ms; %.0f ms left", needed_ms, left_ms)),
+                                   reason::kDeadlineUnreachable);
+  status = WithMetadata(std::move(status), "needed_ms", absl::StrFormat("%.0f", needed_ms));
+  status = WithMetadata(std::move(status), "left_ms", absl::StrFormat("%.0f", left_ms));
+  return WithMetadata(std::move(status), "basis",
+                      request.require_complete ? "prefill_and_decode" : "prefill");
 }
 
 absl::Status EngineImpl::Submit(Request request, std::shared_ptr<TokenSink> sink) {

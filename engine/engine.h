@@ -112,4 +112,10 @@ inline constexpr char kReasonUrl[] = "morphserve.reason";
 absl::Status WithReason(absl::Status status, std::string_view reason);
 std::string ReasonOf(const absl::Status& status);  // Empty when there is none.
 
+// The status with one more pair that tells a program what the message tells a person: clients see
+// it in ErrorInfo.metadata. A payload of its own: the key follows the prefix.
+inline constexpr char kMetadataUrl[] = "morphserve.metadata/";
+absl::Status WithMetadata(absl::Status status, std::string_view key, std::string_view value);
+std::string MetadataOf(const absl::Status& status, std::string_view key);  // Empty: there is none.
+
 }  // namespace morphserve

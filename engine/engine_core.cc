@@ -22,6 +22,17 @@ TokenLogprobs ToLogprobs(const kernels::SampleResult& result) {
   return out;
 }
 
+absl::Status DeadlinePassed(const LiveRequest& live) {
+  const char* phase = live.started ? "running" : "waiting";
+  int32_t tokens = 0;
+  for (const auto& choice : live.sequences) tokens += choice->output->completion_tokens();
+  absl::Status status =
+      WithReason(absl::DeadlineExceededError(absl::StrFormat("deadline passed while %s", phase)),
+                 reason::kDeadlinePassed);
+  status = WithMetadata(std::move(status), "phase", phase);
+  return WithMetadata(std::move(status), "completion_tokens", absl::StrFormat("%d", tokens));
+}
+
 std::string_view ReasonName(FinishReason reason) {
   switch (reason) {
     case FinishReason::kEos: return "eos";
@@ -107,10 +118,7 @@ void EngineCore::ExpireDeadlines(absl::Time now) {
     if (live->request.deadline <= now) expired.push_back(live.get());
   }
   for (LiveRequest* request : expired) {
-    const char* phase = request->started ? "running" : "waiting";
-    Fail(request,
-         WithReason(absl::DeadlineExceededError(absl::StrFormat("deadline passed while %s", phase)),
-                    reason::kDeadlinePassed));
+    Fail(request, DeadlinePassed(*request));
   }
 }
 

@@ -19,8 +19,7 @@
 namespace morphserve {
 namespace {
 
-constexpr char kFaultsUrl[] = "morphserve.faults";       // A serialised google.rpc.BadRequest.
-constexpr char kMetadataUrl[] = "morphserve.metadata/";  // + key; the value.
+constexpr char kFaultsUrl[] = "morphserve.faults";  // A serialised google.rpc.BadRequest.
 constexpr char kDomain[] = "morphserve";
 
 // Trailing metadata must stay below the 8 KiB that clients accept by default; details travel in
@@ -142,11 +141,6 @@ absl::Status FeatureUnavailable(std::string field) {
       absl::UnimplementedError(absl::StrFormat("%s is not in this release", Clean(field, 128))),
       reason::kFeatureUnavailable);
   return WithMetadata(std::move(status), "field", Clean(field, 128));
-}
-
-absl::Status WithMetadata(absl::Status status, std::string_view key, std::string_view value) {
-  status.SetPayload(absl::StrFormat("%s%s", kMetadataUrl, key), absl::Cord(ToAbsl(value)));
-  return status;
 }
 
 std::string Quoted(std::string_view text) {

@@ -1,6 +1,6 @@
 // The error catalogue: every gRPC status of this server is made here, from an absl::Status that
-// carries its reason (engine.h: WithReason). A status rides with a google.rpc.Status in
-// grpc-status-details-bin:
+// carries its reason and metadata (engine.h: WithReason, WithMetadata). A status rides with a
+// google.rpc.Status in grpc-status-details-bin:
 //   ErrorInfo {reason, domain "morphserve", metadata}   whenever there is a reason
 //   BadRequest                                          all faults of FIELD_INVALID
 //   RetryInfo (and the metadatum grpc-retry-pushback-ms)  when the same call may be sent again
@@ -13,7 +13,8 @@
 //   FAILED_PRECONDITION  NO_CHAT_TEMPLATE, NO_TOKENIZER
 //   UNIMPLEMENTED        FEATURE_UNAVAILABLE (metadata: field)
 //   RESOURCE_EXHAUSTED   QUEUE_FULL (retry), SLOW_READER, RESPONSE_TOO_LARGE
-//   DEADLINE_EXCEEDED    DEADLINE_UNREACHABLE, DEADLINE_PASSED
+//   DEADLINE_EXCEEDED    DEADLINE_UNREACHABLE (metadata: needed_ms, left_ms, basis),
+//                        DEADLINE_PASSED (metadata: phase, completion_tokens once admitted)
 //   ABORTED              ADMIN_ABORT (retry)
 //   UNAVAILABLE          STARTING, DRAINING (both retry)
 //   UNAUTHENTICATED      CREDENTIAL
@@ -71,9 +72,6 @@ absl::Status FieldInvalid(std::string field, std::string problem);
 
 // UNIMPLEMENTED, FEATURE_UNAVAILABLE: `field` (or method) is not in this release.
 absl::Status FeatureUnavailable(std::string field);
-
-// The status with one more entry in ErrorInfo.metadata.
-absl::Status WithMetadata(absl::Status status, std::string_view key, std::string_view value);
 
 // A client's string for a message: in quotes, at most 64 bytes of it, control characters replaced.
 std::string Quoted(std::string_view text);

@@ -1,10 +1,17 @@
 #include "server/http_server.h"
 
+#include <arpa/inet.h>
 #include <civetweb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <string_view>
+#include <thread>
 
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "engine/base/log.h"
 #include "server/server_config.h"
 
@@ -47,6 +54,28 @@ std::string ListeningPorts(const HostPort& address) {
   return absl::StrFormat("%s:%d", address.host, address.port);
 }
 
+// Opens and closes a connection to a listener of this process; a refusal is as good.
+void Knock(const std::string& host, int port) {
+  sockaddr_in6 six{};
+  sockaddr_in four{};
+  six.sin6_family = AF_INET6;
+  four.sin_family = AF_INET;
+  six.sin6_port = four.sin_port = htons(static_cast<uint16_t>(port));
+  const bool is_six = inet_pton(AF_INET6, host.c_str(), &six.sin6_addr) == 1;
+  // A name the library took as a literal is "localhost"; the wildcards answer on loopback.
+  if (!is_six && (inet_pton(AF_INET, host.c_str(), &four.sin_addr) != 1 ||
+                  four.sin_addr.s_addr == htonl(INADDR_ANY))) {
+    four.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  }
+  if (is_six && IN6_IS_ADDR_UNSPECIFIED(&six.sin6_addr)) six.sin6_addr = in6addr_loopback;
+  const int fd = socket(is_six ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  const int result = is_six ? connect(fd, reinterpret_cast<const sockaddr*>(&six), sizeof(six))
+                            : connect(fd, reinterpret_cast<const sockaddr*>(&four), sizeof(four));
+  static_cast<void>(result);
+  close(fd);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Create(const std::string& address,
@@ -63,22 +92,11 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Create(const std::string
   const std::string ports = ListeningPorts(parsed);
   // Few threads and short waits: scrapers and probes are few, and a stalled one must not hold a
   // page.
-  const char* const options[] = {"listening_ports",
-                                 ports.c_str(),
-                                 "num_threads",
-                                 "4",
-                                 "request_timeout_ms",
-                                 "5000",
-                                 "enable_keep_alive",
-                                 "no",
-                                 "max_request_size",
-                                 "16384",
-                                 "connection_queue",
-                                 "32",
+  const char* const options[] = {"listening_ports", ports.c_str(), "num_threads", "4",
+                                 "request_timeout_ms", "5000", "enable_keep_alive", "no",
+                                 "max_request_size", "16384", "connection_queue", "32",
                                  // Zero would reset the connection under a page still on its way.
-                                 "linger_timeout_ms",
-                                 "3000",
-                                 nullptr};
+                                 "linger_timeout_ms", "3000", nullptr};
   mg_callbacks callbacks{};
   callbacks.log_message = &LogMessage;
   callbacks.log_access = &LogAccess;
@@ -91,13 +109,26 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Create(const std::string
   if (mg_get_server_ports(server->context_, 1, &bound) != 1) {
     return absl::UnavailableError(absl::StrFormat("listen.http: no port bound on %s", address));
   }
+  server->host_ = parsed.host;
   server->port_ = bound.port;
   mg_set_request_handler(server->context_, "/", &HttpServer::Handle, server.get());
   return server;
 }
 
 HttpServer::~HttpServer() {
-  if (context_ != nullptr) mg_stop(context_);
+  if (context_ == nullptr) return;
+  // The library looks at its stop flag once it has taken a connection, else every two seconds,
+  // which would be most of an idle server's shutdown: we knock until it has noticed.
+  std::atomic<bool> stopped{false};
+  std::thread stopper([this, &stopped] {
+    mg_stop(context_);
+    stopped.store(true);
+  });
+  while (!stopped.load()) {
+    Knock(host_, port_);
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  stopper.join();
 }
 
 int HttpServer::Handle(mg_connection* connection, void* self) {

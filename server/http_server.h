@@ -42,6 +42,7 @@ class HttpServer {
 
   const Pages pages_;
   mg_context* context_ = nullptr;
+  std::string host_;
   int port_ = 0;
 };
 

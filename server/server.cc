@@ -416,7 +416,7 @@ int Server::Run() {
     const bool stopped = impl.cancel_load.load();
     if (stopped) {
       MS_LOG(INFO) << "stopped while loading";
-      // Nothing was served, and closing the HTTP listener alone takes up to a second.
+      // Nothing was served, so nothing needs an orderly end.
       if (impl.options.take_signals) ExitNow(0);
     } else {
       MS_LOG(ERROR) << "cannot serve: " << loaded.message();

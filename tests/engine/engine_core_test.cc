@@ -137,7 +137,11 @@ TEST(EngineCore, EndsRequestsAtTheirDeadlineWaitingOrRunning) {
   harness.RunAll();
   EXPECT_EQ(runs->error->code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(ReasonOf(*runs->error), reason::kDeadlinePassed);
+  EXPECT_EQ(MetadataOf(*runs->error, "phase"), "running");
+  EXPECT_EQ(MetadataOf(*runs->error, "completion_tokens"), std::to_string(runs->tokens[0].size()));
   EXPECT_EQ(waits->error->code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(MetadataOf(*waits->error, "phase"), "waiting");
+  EXPECT_EQ(MetadataOf(*waits->error, "completion_tokens"), "0");
   EXPECT_FALSE(waits->started.has_value());
   EXPECT_GT(runs->tokens[0].size(), 5u);
 }

@@ -200,7 +200,11 @@ TEST(Engine, RefusesWithReasonsAndNeverCallsTheSink) {
   EXPECT_EQ(refusal(late), reason::kDeadlinePassed);
   late.prompt.assign(900, 1);
   late.deadline = kClock.Now() + absl::Microseconds(300);
-  EXPECT_EQ(refusal(late), reason::kDeadlineUnreachable);
+  const absl::Status unreachable = engine->Submit(late, std::make_shared<WaitingSink>());
+  EXPECT_EQ(ReasonOf(unreachable), reason::kDeadlineUnreachable);
+  EXPECT_EQ(MetadataOf(unreachable, "left_ms"), "0");
+  EXPECT_NE(MetadataOf(unreachable, "needed_ms"), "");
+  EXPECT_EQ(MetadataOf(unreachable, "basis"), "prefill");
   Request planned = MakeRequest("e", 5, 5, 1);
   planned.plan_id = "p-0000000000000000";
   EXPECT_EQ(refusal(planned), reason::kPlanNotFound);

@@ -51,6 +51,17 @@ TEST(Errors, AReasonOfTheEngineBecomesErrorInfo) {
   EXPECT_FALSE(Detail(status, &retry));
 }
 
+TEST(Errors, MetadataOfTheEngineIsForPrograms) {
+  absl::Status status = WithReason(absl::DeadlineExceededError("needs 900 ms; 400 ms left"),
+                                   reason::kDeadlineUnreachable);
+  status = WithMetadata(WithMetadata(status, "needed_ms", "900"), "left_ms", "400");
+  google::rpc::ErrorInfo info;
+  ASSERT_TRUE(Detail(ToGrpcStatus(status), &info));
+  EXPECT_EQ(info.metadata().size(), 2u);
+  EXPECT_EQ(info.metadata().at("needed_ms"), "900");
+  EXPECT_EQ(info.metadata().at("left_ms"), "400");
+}
+
 TEST(Errors, RetryableReasonsSayWhenToTryAgain) {
   const struct {
     absl::StatusCode code;

@@ -177,6 +177,8 @@ TEST_F(TranslateTest, EveryFieldReachesTheEngine) {
 struct BadField {
   const char* options;
   const char* field;
+  // Without it a failure, and the test's name in reports, would show the bytes of two pointers.
+  friend void PrintTo(const BadField& bad, std::ostream* out) { *out << bad.options; }
 };
 
 class BadFieldTest : public TranslateTest, public ::testing::WithParamInterface<BadField> {};
