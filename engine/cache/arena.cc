@@ -7,10 +7,20 @@
 
 namespace morphserve {
 
-int64_t SuperBlockBytes(int64_t unit_bytes) {
+namespace {
+
+bool Suits(int64_t super_block, int64_t unit_bytes) {
+  return unit_bytes <= super_block && (super_block % unit_bytes) * 100 < super_block * 6;
+}
+
+}  // namespace
+
+int64_t SuperBlockBytes(int64_t unit_bytes, int64_t other_bytes) {
   constexpr int64_t kStep = int64_t{2} << 20;
   int64_t bytes = kStep;
-  while (unit_bytes > bytes || (bytes % unit_bytes) * 100 >= bytes * 6) bytes += kStep;
+  while (!Suits(bytes, unit_bytes) || (other_bytes > 0 && !Suits(bytes, other_bytes))) {
+    bytes += kStep;
+  }
   return bytes;
 }
 

@@ -1,5 +1,5 @@
 // Arena is the one allocation of the caches, cut into super-blocks that are lent to unit pools
-// (pages now, slots of linear layers beside them) and come back when empty. It knows nothing of
+// (pages, and slots of linear layers) and come back when empty. It knows nothing of
 // what they hold. Thread rule: engine thread only. Invariant: free + lent == total.
 #pragma once
 
@@ -13,8 +13,9 @@
 
 namespace morphserve {
 
-// The least multiple of 2 MiB that wastes under 6 % when filled with units of `unit_bytes`.
-int64_t SuperBlockBytes(int64_t unit_bytes);
+// The least multiple of 2 MiB that wastes under 6 % when filled with units of `unit_bytes`, and
+// also when filled with units of `other_bytes` (0: there are none).
+int64_t SuperBlockBytes(int64_t unit_bytes, int64_t other_bytes = 0);
 
 class Arena {
  public:

@@ -18,9 +18,11 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
+#include "engine/base/clock.h"
 #include "engine/cache/arena.h"
 #include "engine/cache/sequence_caches.h"
+#include "engine/cache/snapshot_policy.h"
+#include "engine/cache/spilled_caches.h"
 #include "engine/cache/unit_memory.h"
 #include "engine/cache/unit_pool.h"
 #include "engine/model/layer_plan.h"
@@ -32,21 +34,20 @@ struct CacheOptions {
   int64_t page_bytes = 0;
   int64_t slot_bytes = 0;  // 0: the model has no linear branches.
   bool prefix_cache = true;
-  double snapshot_share_max = 0.5;   // Of the arena, for cached slots.
-  int32_t snapshots_per_path = 8;    // Along one root-to-leaf path.
-  int64_t host_spill_bytes = 0;      // 0: nothing is spilled.
+  double snapshot_share_max = 0.5;  // Of the arena, for cached slots.
+  int32_t snapshots_per_path = 8;   // Along one root-to-leaf path.
+  int64_t host_spill_bytes = 0;     // 0: nothing is spilled.
 };
 
-// Why a snapshot was taken; also the prior of its worth.
-enum class SnapshotPoint : uint8_t { kPromptEnd, kGenerationEnd, kBranch, kAsked, kLadder };
-
-// What limited a hit.
+// What limited a hit: nothing (all that was asked for is there); pages (the tokens are not known
+// any further); the state (tokens are known further than there is a snapshot); not a token known.
 enum class HitLimit : uint8_t { kNone, kPages, kState, kNothing };
 
 struct CacheHit {
   int32_t tokens = 0;  // Positions found, all layers.
   HitLimit limit = HitLimit::kNothing;
-  int32_t branch_at = 0;  // Deepest position where the tokens are known; > tokens: worth a snapshot.
+  int32_t branch_at =
+      0;  // Deepest position where the tokens are known; > tokens: worth a snapshot.
 };
 
 // Where a sequence's entries live. Entries of different plans or salts never meet.
@@ -59,28 +60,26 @@ struct CacheUsage {
   int64_t pages_total = 0, pages_running = 0, pages_cached = 0, pages_free = 0;
   int64_t slots_total = 0, slots_running = 0, slots_cached = 0, slots_free = 0;
   int64_t slots_quarantined = 0;
-  int64_t snapshots = 0, entries = 0;
+  int64_t snapshots = 0, entries = 0;  // Entries: nodes of the index, a page of tokens each.
   int64_t spilled_bytes = 0;
   int64_t units_moved = 0;
-  int64_t snapshots_stored[5] = {}, snapshots_hit[5] = {};  // By SnapshotPoint; counters.
-  int64_t snapshots_evicted = 0;                            // Counter.
+  int64_t snapshots_stored[kSnapshotPoints] = {};  // By SnapshotPoint; a counter.
+  int64_t snapshots_hit[kSnapshotPoints] = {};     // By SnapshotPoint; a counter.
+  int64_t snapshots_evicted = 0;                   // Counter.
 };
-
-// What a preempted sequence left in host memory.
-class SpilledCaches;
 
 class CacheManager {
  public:
-  // `arena` and `memory` outlive this.
+  // All pointers outlive this.
   static std::unique_ptr<CacheManager> Create(const CacheOptions& options, Arena* arena,
-                                              UnitMemory* memory);
+                                              UnitMemory* memory, const Clock* clock);
   virtual ~CacheManager() = default;  // CHECKs that every unit came home, and integrity.
 
   // --- Units of running sequences
 
-  // Grows `caches` to hold `length` tokens under `plan`: pages of full layers and, the first time,
-  // zeroed slots of linear ones. Evicts cached entries and moves units when short. All or nothing:
-  // false leaves `caches` as it was.
+  // Grows `caches` to hold `length` tokens under `plan`: zeroed pages of full layers and, the first
+  // time, zeroed slots of linear ones. Evicts cached entries and moves units when short. All or
+  // nothing: false leaves `caches` as it was.
   virtual bool Reserve(const LayerPlan& plan, int32_t length, SequenceCaches* caches) = 0;
   // True when so many pages and slots could be had at once, evicting what is cached.
   virtual bool CouldTake(int64_t pages, int64_t slots) const = 0;
@@ -90,7 +89,8 @@ class CacheManager {
   virtual bool Fork(const LayerPlan& plan, const SequenceCaches& from, int32_t length,
                     SequenceCaches* to) = 0;
   // The sequence tripped a guard: its slots are zeroed and rest until they read back as zeros; its
-  // pages go back; entries of the index that it wrote or descends from are dropped.
+  // pages go back; entries of the index that it wrote or may descend from are dropped: all that
+  // begin with its first token.
   virtual void Quarantine(const CacheKey& key, std::span<const int32_t> tokens,
                           SequenceCaches* caches) = 0;
   // False when a slot of `caches` holds a NaN or infinity.
@@ -106,8 +106,8 @@ class CacheManager {
   virtual CacheHit Attach(const CacheKey& key, std::span<const int32_t> tokens, int32_t limit,
                           SequenceCaches* caches) = 0;
   // Slots for a snapshot that a step will write, one a linear layer ([layers], -1 where full).
-  // Empty when it is not worth evicting for, or nothing can be had. For plans without linear layers
-  // there is nothing to take: never asked for.
+  // Empty when it is not worth evicting for, or nothing can be had, or the plan has no linear
+  // layers. Until they go to Publish or DropSnapshot these slots are never moved.
   virtual std::vector<UnitAddress> TakeSnapshot(const LayerPlan& plan, SnapshotPoint point) = 0;
   virtual void DropSnapshot(std::vector<UnitAddress>* slots) = 0;
   // Publishes the first `length` tokens, whose pages `caches` holds, after the step that wrote them

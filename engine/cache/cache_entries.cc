@@ -1,0 +1,274 @@
+// What CacheBooks keeps of sequences for others: hits, snapshots, publishing, flushing.
+#include <algorithm>
+
+#include "engine/base/check.h"
+#include "engine/cache/cache_books.h"
+#include "kernels/common/types.h"
+
+namespace morphserve {
+namespace {
+
+int32_t LinearLayers(const LayerPlan& plan) { return plan.layers() - plan.full_layers(); }
+
+// The pages of the index that hold the first `length` tokens on the way to `node`, as a table.
+void FillPages(const IndexNode* node, int32_t length, SequenceCaches* caches) {
+  const std::vector<int32_t>& layers = node->root->full_layers;
+  const auto pages = static_cast<size_t>((length + kPageTokens - 1) / kPageTokens);
+  for (const int32_t layer : layers) caches->pages[static_cast<size_t>(layer)].resize(pages);
+  for (; node->parent != nullptr; node = node->parent) {
+    const auto page = static_cast<size_t>(node->begin / kPageTokens);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      caches->pages[static_cast<size_t>(layers[i])][page] = node->pages[i];
+    }
+  }
+}
+
+}  // namespace
+
+CacheBooks::Usable CacheBooks::FindUsable(const CacheKey& key, std::span<const int32_t> tokens,
+                                          int32_t limit) const {
+  Usable usable;
+  limit = std::min(limit, static_cast<int32_t>(tokens.size()));
+  const IndexRoot* const root = index_.FindRoot(key.plan->id(), key.salt);
+  if (root == nullptr || limit <= 0) return usable;
+  usable.match = index_.Find(*root, tokens.first(static_cast<size_t>(limit)));
+  const PrefixIndex::Match& match = usable.match;
+  CacheHit& hit = usable.hit;
+  hit.branch_at = match.known;
+  if (!root->has_linear()) {
+    hit.tokens = match.known;
+  } else if (match.snapshot != nullptr) {
+    hit.tokens = match.snapshot->at;
+  }
+  if (hit.tokens == limit) {
+    hit.limit = HitLimit::kNone;
+  } else if (hit.tokens < match.known) {
+    hit.limit = HitLimit::kState;
+  } else {
+    hit.limit = match.known > 0 ? HitLimit::kPages : HitLimit::kNothing;
+  }
+  return usable;
+}
+
+CacheHit CacheBooks::Peek(const CacheKey& key, std::span<const int32_t> tokens,
+                          int32_t limit) const {
+  return FindUsable(key, tokens, limit).hit;
+}
+
+CacheHit CacheBooks::Attach(const CacheKey& key, std::span<const int32_t> tokens, int32_t limit,
+                            SequenceCaches* caches) {
+  MS_CHECK(caches->empty());
+  const Usable usable = FindUsable(key, tokens, limit);
+  CacheHit hit = usable.hit;
+  if (hit.tokens == 0) return hit;
+  Snapshot* const snapshot = usable.match.snapshot;
+  IndexNode* const node = snapshot != nullptr ? snapshot->node : usable.match.node;
+  IndexRoot* const root = node->root;
+  MS_CHECK(root->plan_id == key.plan->id());
+
+  // References of its own keep what was found while room is made.
+  SequenceCaches staged;
+  staged.pages.resize(static_cast<size_t>(options_.layers));
+  staged.slots.assign(static_cast<size_t>(options_.layers), -1);
+  FillPages(node, hit.tokens, &staged);
+  if (snapshot != nullptr) staged.slots = snapshot->slots;
+  for (const std::vector<UnitAddress>& pages : staged.pages) {
+    for (const UnitAddress page : pages) units_.pages().Share(page);
+  }
+  for (const UnitAddress slot : staged.slots) {
+    if (slot >= 0) units_.slots()->Share(slot);
+  }
+  const UnitNeed need = {.pages = hit.tokens % kPageTokens == 0 ? 0 : key.plan->full_layers(),
+                         .slots = LinearLayers(*key.plan)};
+  const SnapshotPoint point = snapshot != nullptr ? snapshot->point : SnapshotPoint::kPromptEnd;
+  Refresh(snapshot != nullptr ? &snapshot->worth : &node->worth, clock_->Now(), ++uses_);
+
+  staged_ = &staged;
+  bool copied = MakeRoom(need, {});
+  // Without room for a second state the snapshot itself becomes the sequence's.
+  const bool taken = !copied && snapshot != nullptr && MakeRoom({.pages = need.pages}, {});
+  staged_ = nullptr;
+  if (taken) TakeOver(snapshot, root);
+  if (!copied && !taken && snapshot == nullptr && hit.tokens > kPageTokens) {
+    // Nor for a copy of the last page: whole pages need no room.
+    for (std::vector<UnitAddress>& pages : staged.pages) {
+      units_.pages().Release(pages.back());
+      pages.pop_back();
+    }
+    hit.tokens = hit.tokens / kPageTokens * kPageTokens;
+    hit.limit = HitLimit::kPages;
+    copied = true;
+  }
+  if (!copied && !taken) {
+    Release(&staged);
+    return {.tokens = 0, .limit = HitLimit::kPages, .branch_at = hit.branch_at};
+  }
+  CopyLastPages(hit.tokens, &staged);
+  if (copied && snapshot != nullptr) {
+    const std::vector<UnitAddress> shared = std::move(staged.slots);
+    CopySlots(shared, &staged);
+    ReleaseSlots(shared);
+  }
+  if (snapshot != nullptr) ++counters_.snapshots_hit[static_cast<size_t>(point)];
+  *caches = std::move(staged);
+  return hit;
+}
+
+std::vector<UnitAddress> CacheBooks::TakeSnapshot(const LayerPlan& plan, SnapshotPoint point) {
+  const int64_t count = LinearLayers(plan);
+  if (!options_.prefix_cache || count == 0) return {};
+  const double prior = ReusePrior(point);
+  if (!MakeShareRoom(count, prior)) return {};
+  if (!MakeRoom({.slots = count}, {.reuse_max = prior})) return {};
+  std::vector<UnitAddress> slots(static_cast<size_t>(plan.layers()), -1);
+  for (int32_t layer = 0; layer < plan.layers(); ++layer) {
+    if (plan.kind(layer) == LayerKind::kFull) continue;
+    UnitAddress& slot = slots[static_cast<size_t>(layer)];
+    MS_CHECK(units_.slots()->Allocate(std::span(&slot, 1)));
+    units_.slots()->Pin(slot);
+    pending_.insert(slot);
+  }
+  return slots;
+}
+
+// The slots of a pending snapshot become ordinary ones.
+void CacheBooks::EndPending(const std::vector<UnitAddress>& slots) {
+  for (const UnitAddress slot : slots) {
+    if (slot < 0) continue;
+    MS_CHECK(pending_.erase(slot) == 1);
+    units_.slots()->Unpin(slot);
+  }
+}
+
+void CacheBooks::DropSnapshot(std::vector<UnitAddress>* slots) {
+  EndPending(*slots);
+  ReleaseSlots(*slots);
+  slots->clear();
+}
+
+void CacheBooks::Publish(const CacheKey& key, std::span<const int32_t> tokens, int32_t length,
+                         const SequenceCaches& caches, std::vector<UnitAddress> snapshot,
+                         SnapshotPoint point) {
+  MS_CHECK(length >= 0 && static_cast<size_t>(length) <= tokens.size());
+  EndPending(snapshot);
+  Store(key, tokens.first(static_cast<size_t>(length)), caches, std::move(snapshot), point);
+}
+
+void CacheBooks::Finish(const CacheKey& key, std::span<const int32_t> tokens, int32_t length,
+                        SequenceCaches* caches) {
+  MS_CHECK(length >= 0 && static_cast<size_t>(length) <= tokens.size());
+  if (!caches->empty()) {
+    std::vector<UnitAddress> slots(caches->slots.size(), -1);
+    std::swap(slots, caches->slots);
+    if (LinearLayers(*key.plan) == 0) slots.clear();
+    Store(key, tokens.first(static_cast<size_t>(length)), *caches, std::move(slots),
+          SnapshotPoint::kGenerationEnd);
+  }
+  Release(caches);
+}
+
+bool CacheBooks::IsWorthStoring(const CacheKey& key, TokenSpan tokens,
+                                const std::vector<UnitAddress>& slots, SnapshotPoint point) {
+  if (!options_.prefix_cache || tokens.empty()) return false;
+  const int64_t count = LinearLayers(*key.plan);
+  if (count == 0) return true;
+  if (slots.empty()) return false;
+  if (const IndexRoot* const root = index_.FindRoot(key.plan->id(), key.salt); root != nullptr) {
+    const auto length = static_cast<int32_t>(tokens.size());
+    Snapshot* const shallower = index_.Find(*root, tokens).snapshot;
+    if (shallower != nullptr && shallower->at == length) {  // Known; it may matter more now.
+      const Worth worth = FreshWorth(point);
+      if (worth.reuse > ReuseAt(shallower->worth, worth.at)) shallower->worth = worth;
+      return false;
+    }
+    if (point == SnapshotPoint::kLadder && shallower != nullptr &&
+        !LadderPointIsWorthIt(length, shallower->at)) {
+      return false;
+    }
+  }
+  return SlotsAreFinite(slots) && MakeShareRoom(count, ReusePrior(point));
+}
+
+void CacheBooks::Store(const CacheKey& key, TokenSpan tokens, const SequenceCaches& caches,
+                       std::vector<UnitAddress> slots, SnapshotPoint point) {
+  if (!IsWorthStoring(key, tokens, slots, point)) {
+    ReleaseSlots(slots);
+    return;
+  }
+  IndexRoot* const root = index_.TakeRoot(*key.plan, key.salt);
+  const Worth worth = FreshWorth(point);
+  IndexNode* const node = index_.Extend(root, tokens, caches, worth);
+  if (!root->has_linear()) {
+    MS_CHECK(slots.empty());
+    return;
+  }
+  for (const UnitAddress slot : slots) {
+    if (slot < 0) continue;
+    units_.slots()->Share(slot, Holder::kCached);
+    units_.slots()->Release(slot);
+  }
+  const auto length = static_cast<int32_t>(tokens.size());
+  ThinPath(*index_.Add(node, length, std::move(slots), point, worth));
+  ++counters_.snapshots_stored[static_cast<size_t>(point)];
+}
+
+// Evicts what is worth least on the longest path through `fresh` while it is too long.
+void CacheBooks::ThinPath(const Snapshot& fresh) {
+  const absl::Time now = clock_->Now();
+  for (;;) {
+    std::vector<Snapshot*> path;
+    for (Snapshot* const end : index_.Deeper(fresh)) {
+      std::vector<Snapshot*> below;
+      for (Snapshot* s = end; s != &fresh; s = index_.Shallower(*s)) below.push_back(s);
+      if (below.size() > path.size()) path = std::move(below);
+    }
+    for (Snapshot* s = index_.Shallower(fresh); s != nullptr; s = index_.Shallower(*s)) {
+      path.push_back(s);
+    }
+    if (static_cast<int32_t>(path.size()) < options_.snapshots_per_path) return;
+    Snapshot* const least =
+        *std::min_element(path.begin(), path.end(), [&](const Snapshot* a, const Snapshot* b) {
+          return EvictionQueue::ValueOf(index_, *a, now) < EvictionQueue::ValueOf(index_, *b, now);
+        });
+    index_.Remove(least);
+    ++counters_.snapshots_evicted;
+  }
+}
+
+// Takes a snapshot out of the index; its slots stay with those who hold running references.
+void CacheBooks::TakeOver(Snapshot* snapshot, IndexRoot* root) {
+  for (const UnitAddress slot : snapshot->slots) {
+    if (slot >= 0) MS_CHECK(units_.slots()->references(slot, Holder::kRunning) == 1);
+  }
+  index_.Remove(snapshot);
+  index_.RemoveIfEmpty(root);
+}
+
+Worth CacheBooks::FreshWorth(SnapshotPoint point) {
+  return {.reuse = ReusePrior(point), .at = clock_->Now(), .used = ++uses_};
+}
+
+CacheManager::Flushed CacheBooks::Flush(std::optional<std::string_view> plan_id,
+                                        std::optional<std::string_view> salt) {
+  const auto bytes_in_use = [&] {
+    const UnitPool* const slots = units_.slots();
+    return units_.pages().in_use() * options_.page_bytes +
+           (slots == nullptr ? 0 : slots->in_use() * options_.slot_bytes);
+  };
+  Flushed flushed = {.entries = index_.nodes(), .bytes = bytes_in_use()};
+  std::vector<IndexRoot*> roots;
+  index_.ForEachRoot([&](IndexRoot* root) {
+    if (plan_id.has_value() && root->plan_id != *plan_id) return;
+    if (salt.has_value() && root->salt != *salt) return;
+    roots.push_back(root);
+  });
+  for (IndexRoot* const root : roots) {
+    index_.RemoveBelow(&root->node);
+    index_.RemoveIfEmpty(root);
+  }
+  flushed.entries -= index_.nodes();
+  flushed.bytes -= bytes_in_use();
+  return flushed;
+}
+
+}  // namespace morphserve
