@@ -13,7 +13,10 @@ const Backend& CpuBackend() {
                                      .rms_norm = cpu::RmsNorm,
                                      .swiglu = cpu::SwiGlu,
                                      .qk_rope_append = cpu::QkRopeAppend,
-                                     .attention = cpu::PagedAttention};
+                                     .attention = cpu::PagedAttention,
+                                     .low_rank = cpu::LowRank,
+                                     .recurrent_mixer = cpu::RecurrentMixer,
+                                     .window_mixer = cpu::WindowMixer};
   return kTable;
 }
 

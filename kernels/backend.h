@@ -5,8 +5,11 @@
 #include "kernels/activation.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
+#include "kernels/low_rank.h"
 #include "kernels/qk_rope_append.h"
+#include "kernels/recurrent_mixer.h"
 #include "kernels/rmsnorm.h"
+#include "kernels/window_mixer.h"
 
 namespace morphserve::kernels {
 
@@ -17,6 +20,9 @@ struct Backend {
   absl::Status (*swiglu)(const SwiGluArgs&, Stream) = nullptr;
   absl::Status (*qk_rope_append)(const QkRopeAppendArgs&, Stream) = nullptr;
   absl::Status (*attention)(const AttentionArgs&, Stream) = nullptr;
+  absl::Status (*low_rank)(const LowRankArgs&, Stream) = nullptr;
+  absl::Status (*recurrent_mixer)(const RecurrentMixerArgs&, Stream) = nullptr;
+  absl::Status (*window_mixer)(const WindowMixerArgs&, Stream) = nullptr;
 };
 
 // The CPU table. Never null.

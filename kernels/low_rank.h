@@ -11,7 +11,8 @@
 // Aliasing     no y may overlap x, a base or another y (base == y is `accumulate`).
 // Padding      rows == 0 does nothing. The row list names rows of x, base and y; -1 skips.
 // Limits       k >= 1; n >= 1; x_column + k <= x_stride; n a multiple of base_width, base_width of
-//              head_dim when a base is given. weights null: the part only spreads its base.
+//              head_dim when a base is given. weights null: the part only spreads its base, and
+//              takes no bias. A part has a base or accumulates, not both.
 // Determinism  bitwise repeatable; rows independent; the bits of a row do not depend on the number
 //              of rows, threads or the instruction set (all with FMA). Workspace: none.
 // Launch       cpu: one fork for all parts; units of (row block, panel) split statically.

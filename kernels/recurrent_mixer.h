@@ -16,22 +16,23 @@
 //              4. per_head_norm: o <- o * rsqrt(mean over the head o^2 + eps) * norm_weight;
 //                 else the mean runs over all heads. Then times silu(z) (kSilu) or sigmoid(z)
 //                 (kSigmoid).
-//              The recurrence goes token by token in prefill as in decode, sums over the key axis
-//              ascending in four interleaved chains: on the CPU a row has the same bits however a
-//              sequence is cut into chunks, decode steps included.
+//              The recurrence goes token by token in prefill as in decode. On the CPU S^T k and S^T
+//              q are formed in one sweep over the state before the token, one FMA chain each, the
+//              key axis ascending: u = beta (v - exp(g) S^T k), o = scale (exp(g) S^T q + (k.q) u).
+//              So a row has the same bits however a sequence is cut into chunks, decode included.
 // Shapes       qkv [rows, 3 * heads * D]; a, b [rows, heads] within rows of `gate_stride`; z, out
 //              [rows, heads * D]; conv [taps][3 * heads * D]; norm_weight [heads * D]; a_log,
 //              dt_bias, b_beta, slopes [heads].
 // Slots        kernels/slot_layout.h, from `slot_base`; `shape.dtype` is the cache type.
-// Aliasing     qkv is scratch afterwards. out overlaps nothing. A slot is the destination of at
-//              most one segment or emit; a source may be shared.
+// Aliasing     qkv is scratch afterwards. out overlaps nothing.
 // Padding      see kernels/mixer_segment.h. Row r of a segment is row_list[row_begin + r] when a
 //              list is given (-1 skips nothing here: padding is a segment without a slot). Rows of
 //              no segment are not written. Slots not named are not touched.
 // Guard        nonfinite (optional, [segments]): set to 1 when an output row or the final state of
 //              the segment holds a NaN or infinity; else left alone.
 // Limits       D in 1..256; heads >= 1; taps 0..8; scale, eps finite.
-// Launch       cpu: items (segment, head) over the pool; a lone decode row is one item a head.
+// Launch       cpu: three forks: strips of q, k and v of a head; blocks of 16 columns of a state;
+//              output rows. Each dealt out in contiguous parts of equal cost.
 // Cost         decode: bytes = 2 * SlotStateBytes a row (read and written); flops = 6 D^2 heads a
 //              row (8 with the decay).
 // Determinism  bitwise repeatable; segments independent. Workspace: RecurrentWorkspaceBytes.
@@ -92,8 +93,8 @@ struct RecurrentMixerArgs {
   int64_t workspace_bytes = 0;
 };
 
-int64_t RecurrentWorkspaceBytes(int32_t segments_max, int32_t rows_max, int32_t heads,
-                                int32_t head_dim, int32_t threads);
+// Workspace that suffices for any call with at most this many rows.
+int64_t RecurrentWorkspaceBytes(int32_t rows_max, int32_t heads, int32_t head_dim, int32_t threads);
 
 namespace cpu {
 absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream);

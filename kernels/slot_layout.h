@@ -4,9 +4,10 @@
 //          contiguous;
 //   conv   [taps - 1][3 * heads * head_dim] in the cache type: the last inputs of the short
 //          convolution, position p in row p % (taps - 1);
-//   ring   keys, then values, of the window: [kv_heads][window + sinks][head_dim] each, in the
-//          cache type; position p lies in row p % window, positions below `sinks` also in row
-//          window + p. Keys are stored rotated.
+//   ring   of the window, in the cache type: keys [kv_heads][head_dim][window + sinks] (transposed
+//          as in a page: positions contiguous), then values [kv_heads][window + sinks][head_dim].
+//          Position p lies in place p % window, a position below `sinks` also in place window + p.
+//          Keys are stored rotated. Places that no position has reached hold zeros.
 // A part that a mixer does not have takes no bytes. A slot holds everything a snapshot must hold:
 // copying its bytes copies the sequence's memory of the layer.
 #pragma once
@@ -20,7 +21,7 @@ namespace morphserve::kernels {
 struct SlotShape {
   int32_t heads = 0;     // Heads of the recurrent state; 0: no state and no convolution.
   int32_t head_dim = 0;  // Of keys and values, in the state and in the window.
-  int32_t conv_taps = 0;  // 0 or 1: no convolution.
+  int32_t conv_taps = 0;  // 0: no convolution; 1 remembers nothing.
   int32_t kv_heads = 0;   // Of the window.
   int32_t window = 0;     // Positions; 0: no window.
   int32_t sinks = 0;      // First positions that are kept for ever.

@@ -4,18 +4,22 @@
 // Math         q, k: per-head norm when q_norm / k_norm are given, then rotated, exactly as
 //              kernels/qk_rope_append.h; k and v rounded once to the cache type, also where a row
 //              reads its own chunk. Row at position t sees j <= t with j > t - window or j <
-//              sinks, each once. Scores (d ascending, one FMA chain), their maximum, exp and sums
-//              in ascending order of j: f32; so a row has the same bits however a sequence is cut
-//              into chunks. y = o * (gate ? 2 * sigmoid(gate + gate_bias) : 1), one gate a head;
-//              out = accumulate ? out + y : y.
+//              sinks, each once. f32: scores (d ascending, one FMA chain), their maximum, exp, sums
+//              in 16 lanes (the i-th sink and the i-th position of the window add to lane i % 16,
+//              sinks first; then a fixed tree) and P V (j ascending, one FMA chain), all of the
+//              row alone; so it has the same bits however a sequence is cut into chunks.
+//              y = o * (gate ? 2 * sigmoid(gate + gate_bias) : 1), one gate a head; out =
+//              accumulate ? out + y : y.
 // Shapes       q, out [rows, heads, D]; k, v [rows, kv_heads, D]; gate [rows, heads] within rows of
 //              `gate_stride`; gate_bias [heads]; cos, sin [rows, rotary_dim / 2].
 // Slots        kernels/slot_layout.h, its ring.
-// Aliasing     q and k are scratch afterwards. out overlaps nothing. Slots as in recurrent_mixer.h.
-// Padding      see kernels/mixer_segment.h; rows of no segment are not written.
-// Guard        nonfinite as in recurrent_mixer.h.
+// Aliasing     q and k are scratch afterwards. out overlaps nothing.
+// Padding      see kernels/mixer_segment.h (zeros also with `accumulate`); rows of no segment are
+//              not written.
+// Guard        nonfinite (optional, [segments]): set to 1 when an output row, or a key or value
+//              that the call adds to the ring, holds a NaN or infinity; else left alone.
 // Limits       D in 1..256; heads a multiple of kv_heads; window >= 1; 0 <= sinks <= window.
-// Launch       cpu: items (segment, kv head, query tile) over the pool.
+// Launch       cpu: two forks: keys and values of a kv head; tiles of query rows.
 // Cost         decode: bytes = SlotRingBytes read a row; flops = 4 D heads (window + sinks) a row.
 // Determinism  bitwise repeatable; segments independent. Workspace: WindowWorkspaceBytes.
 // Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
@@ -65,8 +69,9 @@ struct WindowMixerArgs {
   int64_t workspace_bytes = 0;
 };
 
+// Workspace that suffices for any call with at most this many segments and rows.
 int64_t WindowWorkspaceBytes(int32_t segments_max, int32_t rows_max, const SlotShape& shape,
-                             int32_t heads, int32_t threads);
+                             int32_t threads);
 
 namespace cpu {
 absl::Status WindowMixer(const WindowMixerArgs& args, Stream stream);

@@ -42,10 +42,10 @@ HWY_INLINE float FoldLanes(float* HWY_RESTRICT lanes) {
   return lanes[0];
 }
 
-// sum over i of value(i)^2: element i goes to lane i % 16, ascending; then FoldLanes.
-// value(tag, i) loads the vector that starts at element i.
-template <class Value>
-HWY_INLINE float SumOfSquares(size_t count, Value&& value) {
+// sum over i of a(i) * b(i): element i goes to lane i % 16, ascending; then FoldLanes.
+// a(tag, i) and b(tag, i) load the vector that starts at element i.
+template <class A, class B>
+HWY_INLINE float SumOfProducts(size_t count, A&& a, B&& b) {
   const FullTag d;
   const OneTag one;
   const size_t n = hn::Lanes(d);
@@ -56,16 +56,22 @@ HWY_INLINE float SumOfSquares(size_t count, Value&& value) {
   size_t i = 0;
   for (; i + 16 <= count; i += 16) {
     for (size_t part = 0; part < kParts; ++part) {
-      const auto v = value(d, i + part * n);
-      sums[part] = hn::MulAdd(v, v, sums[part]);
+      const size_t at = i + part * n;
+      sums[part] = hn::MulAdd(a(d, at), b(d, at), sums[part]);
     }
   }
   for (size_t part = 0; part < kParts; ++part) hn::Store(sums[part], d, lanes + part * n);
   for (size_t lane = 0; i < count; ++i, ++lane) {
-    const auto v = value(one, i);
-    hn::StoreU(hn::MulAdd(v, v, hn::LoadU(one, lanes + lane)), one, lanes + lane);
+    const auto sum = hn::MulAdd(a(one, i), b(one, i), hn::LoadU(one, lanes + lane));
+    hn::StoreU(sum, one, lanes + lane);
   }
   return FoldLanes(lanes);
+}
+
+// sum over i of value(i)^2, likewise.
+template <class Value>
+HWY_INLINE float SumOfSquares(size_t count, Value&& value) {
+  return SumOfProducts(count, value, value);
 }
 
 }  // namespace morphserve::kernels::cpu::HWY_NAMESPACE
