@@ -1,0 +1,46 @@
+// What         Gradient of a matrix product with respect to its input; the weights are constants.
+// Math         dx[t, k] = [dx[t, k] +] sum_n dy[t, n] * w[n, k], one f32 FMA chain with n
+//              ascending that starts from dx (accumulate) or 0; w is what UnpackRow gives. The
+//              rounding of x inside a quantised product counts as the identity.
+// Shapes       dy [rows, n]; w [n, k] packed, any format; dx [rows, k]. Strides in elements.
+// Dtypes       f32.
+// Aliasing     dx may not overlap dy.
+// Padding      rows == 0 does nothing.
+// Limits       n, k >= 1.
+// Launch       cpu: blocks of 256 outputs are unpacked once for all rows, then tiles of 6 x 16 are
+//              split statically over the pool.
+// Cost         flops = 2 * rows * n * k; unpacking n * k values a call: give it 64 rows and more.
+// Determinism  bitwise repeatable; rows independent of each other, of threads and of the
+//              instruction set. Workspace: MatmulGradWorkspaceBytes.
+// Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "kernels/common/stream.h"
+#include "kernels/gemm.h"
+
+namespace morphserve::kernels {
+
+struct MatmulGradArgs {
+  const float* dy = nullptr;
+  int64_t dy_stride = 0;
+  int32_t rows = 0;
+  const PackedMatrix* weights = nullptr;
+  float* dx = nullptr;
+  int64_t dx_stride = 0;
+  bool accumulate = false;
+  std::byte* workspace = nullptr;  // 64-byte aligned.
+  int64_t workspace_bytes = 0;
+};
+
+// Suffices for matrices of up to `k_max` inputs and any number of outputs and rows.
+int64_t MatmulGradWorkspaceBytes(int32_t k_max, int32_t threads);
+
+namespace cpu {
+absl::Status MatmulGrad(const MatmulGradArgs& args, Stream stream);
+}
+
+}  // namespace morphserve::kernels
