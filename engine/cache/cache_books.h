@@ -83,7 +83,8 @@ class CacheBooks final : public CacheManager {
   // False when the entry is known, not wanted or not sound; else there is room in its share.
   bool IsWorthStoring(const CacheKey& key, TokenSpan tokens, const std::vector<UnitAddress>& slots,
                       SnapshotPoint point);
-  void ThinPath(const Snapshot& fresh);
+  std::vector<Snapshot*> PathThrough(Snapshot* fresh) const;
+  void ThinPath(Snapshot* fresh);
   void TakeOver(Snapshot* snapshot, IndexRoot* root);
   void EndPending(const std::vector<UnitAddress>& slots);
   void ReleaseSlots(const std::vector<UnitAddress>& slots);

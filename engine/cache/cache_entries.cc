@@ -208,23 +208,30 @@ void CacheBooks::Store(const CacheKey& key, TokenSpan tokens, const SequenceCach
     units_.slots()->Release(slot);
   }
   const auto length = static_cast<int32_t>(tokens.size());
-  ThinPath(*index_.Add(node, length, std::move(slots), point, worth));
+  ThinPath(index_.Add(node, length, std::move(slots), point, worth));
   ++counters_.snapshots_stored[static_cast<size_t>(point)];
 }
 
+// The snapshots of the longest path through `fresh`, without it.
+std::vector<Snapshot*> CacheBooks::PathThrough(Snapshot* fresh) const {
+  absl::flat_hash_map<const Snapshot*, int32_t> depth = {{fresh, 0}};
+  Snapshot* deepest = fresh;
+  for (Snapshot* const below : index_.Deeper(*fresh)) {  // Shallower ones come first.
+    depth[below] = depth[index_.Shallower(*below)] + 1;
+    if (depth[below] > depth[deepest]) deepest = below;
+  }
+  std::vector<Snapshot*> path;
+  for (Snapshot* s = deepest; s != nullptr; s = index_.Shallower(*s)) {
+    if (s != fresh) path.push_back(s);
+  }
+  return path;
+}
+
 // Evicts what is worth least on the longest path through `fresh` while it is too long.
-void CacheBooks::ThinPath(const Snapshot& fresh) {
+void CacheBooks::ThinPath(Snapshot* fresh) {
   const absl::Time now = clock_->Now();
   for (;;) {
-    std::vector<Snapshot*> path;
-    for (Snapshot* const end : index_.Deeper(fresh)) {
-      std::vector<Snapshot*> below;
-      for (Snapshot* s = end; s != &fresh; s = index_.Shallower(*s)) below.push_back(s);
-      if (below.size() > path.size()) path = std::move(below);
-    }
-    for (Snapshot* s = index_.Shallower(fresh); s != nullptr; s = index_.Shallower(*s)) {
-      path.push_back(s);
-    }
+    const std::vector<Snapshot*> path = PathThrough(fresh);
     if (static_cast<int32_t>(path.size()) < options_.snapshots_per_path) return;
     Snapshot* const least =
         *std::min_element(path.begin(), path.end(), [&](const Snapshot* a, const Snapshot* b) {

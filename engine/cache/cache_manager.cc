@@ -179,6 +179,7 @@ void CacheBooks::Quarantine(const CacheKey& key, std::span<const int32_t> tokens
     slot = -1;
   }
   Release(caches);
+  VerifyQuarantined();
   IndexRoot* const root = index_.FindRoot(key.plan->id(), key.salt);
   if (root == nullptr || tokens.empty()) return;
   // Its lineage is not recorded: every entry that shares a token with it may be of its blood.

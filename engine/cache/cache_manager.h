@@ -88,9 +88,9 @@ class CacheManager {
   // partly filled page and the slots are copied. False, with nothing taken, when short.
   virtual bool Fork(const LayerPlan& plan, const SequenceCaches& from, int32_t length,
                     SequenceCaches* to) = 0;
-  // The sequence tripped a guard: its slots are zeroed and rest until they read back as zeros; its
-  // pages go back; entries of the index that it wrote or may descend from are dropped: all that
-  // begin with its first token.
+  // The sequence tripped a guard: its slots are zeroed and rest until they read back as zeros (at
+  // once where memory is sound); its pages go back; entries of the index that it wrote or may
+  // descend from are dropped: all that begin with its first token.
   virtual void Quarantine(const CacheKey& key, std::span<const int32_t> tokens,
                           SequenceCaches* caches) = 0;
   // False when a slot of `caches` holds a NaN or infinity.

@@ -12,7 +12,7 @@ bool CacheBooks::CouldTake(int64_t pages, int64_t slots) const {
 }
 
 bool CacheBooks::MakeRoom(const UnitNeed& need, const EvictionScope& scope) {
-  if (need.slots > 0) VerifyQuarantined();
+  VerifyQuarantined();
   if (!units_.CouldFit(need)) return false;
   std::optional<EvictionQueue> evictions;
   const int64_t snapshots = index_.snapshots();

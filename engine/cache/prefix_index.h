@@ -120,7 +120,7 @@ class PrefixIndex {
 
   // The next shallower snapshot on the way to `snapshot`; null when there is none.
   Snapshot* Shallower(const Snapshot& snapshot) const;
-  // Every snapshot that continues `snapshot`.
+  // Every snapshot that continues `snapshot`, each after its own shallower ones.
   std::vector<Snapshot*> Deeper(const Snapshot& snapshot) const;
 
   void ForEachRoot(const std::function<void(IndexRoot*)>& visit) const;

@@ -6,7 +6,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <list>
 #include <memory>
 #include <string>
@@ -40,6 +42,7 @@ class FakeUnitMemory final : public UnitMemory {
   explicit FakeUnitMemory(Arena* arena) : arena_(arena) {}
 
   void Copy(std::span<const UnitCopy> copies) override {
+    copied += std::ssize(copies);
     for (const UnitCopy& copy : copies) {
       std::memcpy(At(copy.to), At(copy.from), static_cast<size_t>(copy.bytes));
     }
@@ -58,6 +61,7 @@ class FakeUnitMemory final : public UnitMemory {
   uint64_t* Words(UnitAddress unit) const { return reinterpret_cast<uint64_t*>(At(unit)); }
 
   bool zeroing_fails = false;
+  int64_t copied = 0;  // Units.
 
  private:
   std::byte* At(UnitAddress unit) const { return arena_->base() + int64_t{unit} * kArenaUnitBytes; }
@@ -109,6 +113,23 @@ class CacheFixture {
     sequence.tokens = std::move(tokens);
     sequence.salt = std::move(salt);
     return &sequence;
+  }
+
+  // What Reserve will ask for.
+  static std::pair<int64_t, int64_t> NeedOf(const CachedSequence& sequence, int32_t to) {
+    int64_t pages = 0;
+    int64_t slots = 0;
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      if (sequence.plan->kind(layer) == LayerKind::kLinear) {
+        if (sequence.caches.empty()) ++slots;
+        continue;
+      }
+      const int64_t held = sequence.caches.empty()
+                               ? 0
+                               : std::ssize(sequence.caches.pages[static_cast<size_t>(layer)]);
+      pages += std::max(int64_t{0}, (to + kPageTokens - 1) / kPageTokens - held);
+    }
+    return {pages, slots};
   }
 
   // Takes a hit of at most all tokens but the last, and checks its bytes.
@@ -181,15 +202,15 @@ class CacheFixture {
       if (sequence.plan->kind(layer) == LayerKind::kLinear) {
         const uint64_t* const words = memory_.Words(sequence.caches.slots[l]);
         for (int64_t w = 0; w < kFakeSlotWords; ++w) {
-          ASSERT_EQ(words[w], StateWord(hashes, layer, sequence.computed, w))
-              << "layer " << layer << ", word " << w << " of the state at " << sequence.computed;
+          if (words[w] == StateWord(hashes, layer, sequence.computed, w)) continue;
+          FAIL() << "layer " << layer << ", word " << w << " of the state at " << sequence.computed;
         }
         continue;
       }
       for (int32_t at = 0; at < sequence.computed; ++at) {
         const UnitAddress page = sequence.caches.pages[l][static_cast<size_t>(at / kPageTokens)];
-        ASSERT_EQ(memory_.Words(page)[at % kPageTokens], PageWord(hashes, layer, at))
-            << "layer " << layer << ", position " << at << " of " << sequence.computed;
+        if (memory_.Words(page)[at % kPageTokens] == PageWord(hashes, layer, at)) continue;
+        FAIL() << "layer " << layer << ", position " << at << " of " << sequence.computed;
       }
     }
   }

@@ -134,5 +134,126 @@ TEST(CacheManager, NothingIsSpilledBeyondTheHostBudget) {
   fixture.Drop(sequence);
 }
 
+TEST(CacheManager, AStateIsFoundAtTheVeryPositionItWasTaken) {
+  CacheFixture fixture(64);
+  CachedSequence* const first = fixture.Add(kMixed, Tokens(200));
+  ASSERT_TRUE(fixture.ComputeAndPublish(first, 77, SnapshotPoint::kAsked));
+  const auto peek = [&](int32_t limit) {
+    return fixture.cache().Peek(first->key(), first->tokens, limit).tokens;
+  };
+  EXPECT_EQ(peek(76), 0);  // A state cannot be wound back.
+  EXPECT_EQ(peek(77), 77);
+  EXPECT_EQ(peek(200), 77);
+  CachedSequence* const second = fixture.Add(kMixed, Tokens(78));
+  EXPECT_EQ(fixture.Attach(second).tokens, 77);
+  // The page is a copy: both owners write behind it.
+  EXPECT_NE(second->caches.pages[0][1], first->caches.pages[0][1]);
+  second->tokens = Tokens(77) + Tokens(30, 700);
+  ASSERT_TRUE(fixture.Compute(second, 107));
+  fixture.VerifyAll();
+  fixture.Drop(first);
+  fixture.Drop(second);
+}
+
+TEST(CacheManager, ATailOfOneTokenAfterAHitStartsOnACleanPage) {
+  CacheFixture fixture(64);
+  CachedSequence* const first = fixture.Add(kAllFull, Tokens(129));
+  ASSERT_TRUE(fixture.ComputeAndPublish(first, 129, SnapshotPoint::kPromptEnd));
+  fixture.Drop(first);
+  CachedSequence* const second = fixture.Add(kAllFull, Tokens(129));
+  EXPECT_EQ(fixture.Attach(second).tokens, 128);
+  ASSERT_TRUE(fixture.Compute(second, 129));
+  for (const std::vector<UnitAddress>& pages : second->caches.pages) {
+    for (int32_t at = 1; at < kPageTokens; ++at) {
+      EXPECT_EQ(fixture.memory().Words(pages[2])[at], 0u);
+    }
+  }
+  fixture.Drop(second);
+}
+
+TEST(CacheManager, EachTurnOfAChatHitsOnThePreviousOne) {
+  CacheFixture fixture(64);
+  for (const LayerPlan* plan : {&kAllFull, &kMixed, &kAllLinear}) {
+    std::vector<int32_t> chat = Tokens(30);
+    int32_t before = 0;
+    for (int32_t turn = 1; turn < 8; ++turn) {
+      CachedSequence* const sequence = fixture.Add(*plan, chat + Tokens(25, 1000 * turn));
+      EXPECT_EQ(fixture.Attach(sequence).tokens, before);
+      before = sequence->length();
+      ASSERT_TRUE(fixture.Compute(sequence, before));
+      chat = sequence->tokens;
+      fixture.Finish(sequence);
+      EXPECT_EQ(fixture.cache().CheckIntegrity(), absl::OkStatus());
+    }
+  }
+}
+
+TEST(CacheManager, TheStateOfAnEndedSequenceIsMovedNotCopied) {
+  CacheFixture fixture(64);
+  CachedSequence* const sequence = fixture.Add(kMixed, Tokens(90));
+  ASSERT_TRUE(fixture.Compute(sequence, 90));
+  const std::vector<UnitAddress> slots = sequence->caches.slots;
+  fixture.Finish(sequence);
+  EXPECT_EQ(fixture.memory().copied, 0);
+  EXPECT_EQ(fixture.cache().Usage().slots_cached, 2);
+  EXPECT_EQ(fixture.cache().Usage().slots_running, 0);
+  EXPECT_EQ(fixture.cache().Usage().pages_cached, 2);
+}
+
+TEST(CacheManager, AStateThatIsNotFiniteIsNotPublished) {
+  CacheFixture fixture(64);
+  CachedSequence* const sequence = fixture.Add(kMixed, Tokens(90));
+  std::vector<UnitAddress> snapshot =
+      fixture.cache().TakeSnapshot(kMixed, SnapshotPoint::kPromptEnd);
+  ASSERT_TRUE(fixture.Compute(sequence, 90, snapshot, 80));
+  *fixture.memory().Words(snapshot[2]) = kNotFinite;
+  fixture.cache().Publish(sequence->key(), sequence->tokens, 80, sequence->caches,
+                          std::move(snapshot), SnapshotPoint::kPromptEnd);
+  EXPECT_EQ(fixture.cache().Usage().entries, 0);
+  EXPECT_EQ(fixture.cache().Usage().slots_running, 2);
+  *fixture.memory().Words(sequence->caches.slots[1]) = kNotFinite;
+  EXPECT_FALSE(fixture.cache().StateIsFinite(sequence->caches));
+  fixture.Finish(sequence);
+  EXPECT_EQ(fixture.cache().Usage().entries, 0);
+}
+
+TEST(CacheManager, OneBadStateDoesNotSpoilLaterRequests) {
+  CacheFixture fixture(64);
+  CachedSequence* const first = fixture.Add(kMixed, Tokens(90));
+  ASSERT_TRUE(fixture.ComputeAndPublish(first, 60, SnapshotPoint::kPromptEnd));
+  CachedSequence* const other = fixture.Add(kMixed, Tokens(90, 500));
+  ASSERT_TRUE(fixture.ComputeAndPublish(other, 60, SnapshotPoint::kPromptEnd));
+  fixture.memory().zeroing_fails = true;
+  fixture.cache().Quarantine(first->key(), first->tokens, &first->caches);
+  fixture.Drop(first);
+  EXPECT_EQ(fixture.cache().Usage().slots_quarantined, 2);
+  EXPECT_EQ(fixture.cache().CheckIntegrity(), absl::OkStatus());
+  EXPECT_EQ(fixture.cache().Peek(other->key(), Tokens(90), 90).tokens, 0);
+  EXPECT_EQ(fixture.cache().Peek(other->key(), Tokens(90, 500), 90).tokens, 60);
+  fixture.memory().zeroing_fails = false;
+  // Whoever asks for room next has them looked at: first zeroed again, then read back.
+  for (int32_t i = 0; i < 2; ++i) {
+    CachedSequence* const next = fixture.Add(kMixed, Tokens(90));
+    ASSERT_TRUE(fixture.Compute(next, 90));
+    fixture.Drop(next);
+  }
+  EXPECT_EQ(fixture.cache().Usage().slots_quarantined, 0);
+  fixture.Drop(other);
+}
+
+TEST(CacheManager, NothingIsKeptWhenTheCacheIsOff) {
+  CacheOptions options;
+  options.prefix_cache = false;
+  CacheFixture fixture(64, options);
+  for (const LayerPlan* plan : {&kAllFull, &kMixed}) {
+    CachedSequence* const sequence = fixture.Add(*plan, Tokens(90));
+    EXPECT_TRUE(fixture.cache().TakeSnapshot(*plan, SnapshotPoint::kAsked).empty());
+    ASSERT_TRUE(fixture.Compute(sequence, 90));
+    fixture.Finish(sequence);
+    EXPECT_EQ(fixture.cache().Peek({.plan = plan, .salt = ""}, Tokens(90), 90).tokens, 0);
+  }
+  EXPECT_EQ(fixture.cache().Usage().pages_free, fixture.cache().Usage().pages_total);
+}
+
 }  // namespace
 }  // namespace morphserve

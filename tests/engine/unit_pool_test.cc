@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 #include <set>
 
@@ -18,6 +19,18 @@ TEST(SuperBlockBytes, WastesUnderSixPercent) {
     const int64_t block = SuperBlockBytes(unit);
     EXPECT_EQ(block % (int64_t{2} << 20), 0);
     EXPECT_LT(static_cast<double>(block % unit) / static_cast<double>(block), 0.06) << unit;
+  }
+}
+
+TEST(SuperBlockBytes, WastesUnderSixPercentForBothUnits) {
+  for (const int64_t page : {int64_t{49152}, int64_t{98304}, int64_t{131072}}) {
+    for (const int64_t slot : {int64_t{256}, int64_t{157696}, int64_t{259072}, int64_t{5} << 20}) {
+      const int64_t block = SuperBlockBytes(page, slot);
+      EXPECT_LT(static_cast<double>(block % page) / static_cast<double>(block), 0.06) << slot;
+      EXPECT_LT(static_cast<double>(block % slot) / static_cast<double>(block), 0.06) << slot;
+      EXPECT_GE(block, SuperBlockBytes(page));
+      EXPECT_LE(block, std::max(page, slot) * 17 + (int64_t{2} << 20));
+    }
   }
 }
 
@@ -67,6 +80,49 @@ TEST(UnitPool, PrefersTheFullestSuperBlock) {
   EXPECT_EQ(next[0], units[7]);
   pool.Release(next[0]);
   for (const size_t i : {3u, 4u, 5u, 6u}) pool.Release(units[i]);
+}
+
+TEST(UnitPool, EmptiesTheBlockWithTheFewestLiveUnits) {
+  auto arena = *Arena::Create(12 * kUnit, 4 * kUnit);
+  UnitPool pool(arena.get(), kUnit);
+  std::vector<UnitAddress> units(12);
+  ASSERT_TRUE(pool.Allocate(units));
+  std::vector<UnitMove> moves;
+  EXPECT_FALSE(pool.EmptyBlock(&moves));
+  for (const size_t i : {0u, 1u, 2u, 4u, 8u}) pool.Release(units[i]);
+  pool.Share(units[3]);
+  pool.Share(units[3], Holder::kCached);
+  ASSERT_TRUE(pool.EmptyBlock(&moves));  // Unit 3 is alone in its block.
+  ASSERT_EQ(moves.size(), 1u);
+  EXPECT_EQ(moves[0].from, units[3]);
+  EXPECT_TRUE(moves[0].to == units[4] || moves[0].to == units[8]);
+  EXPECT_EQ(arena->free_count(), 1);
+  EXPECT_EQ(pool.references(moves[0].to, Holder::kRunning), 2);
+  EXPECT_EQ(pool.references(moves[0].to, Holder::kCached), 1);
+  EXPECT_EQ(pool.CheckIntegrity(), absl::OkStatus());
+  EXPECT_FALSE(pool.EmptyBlock(&moves));  // What is left does not fit elsewhere.
+  pool.Release(moves[0].to);
+  pool.Release(moves[0].to);
+  EXPECT_EQ(pool.running(), 6 + 1 - 1);
+  pool.Release(moves[0].to, Holder::kCached);
+  for (const size_t i : {5u, 6u, 7u, 9u, 10u, 11u}) pool.Release(units[i]);
+  EXPECT_EQ(arena->free_count(), 3);
+}
+
+TEST(UnitPool, APinnedUnitIsNotMoved) {
+  auto arena = *Arena::Create(8 * kUnit, 4 * kUnit);
+  UnitPool pool(arena.get(), kUnit);
+  std::vector<UnitAddress> units(8);
+  ASSERT_TRUE(pool.Allocate(units));
+  for (const size_t i : {0u, 1u, 2u, 6u, 7u}) pool.Release(units[i]);
+  pool.Pin(units[3]);
+  std::vector<UnitMove> moves;
+  ASSERT_TRUE(pool.EmptyBlock(&moves));  // The other block, though it has more live units.
+  EXPECT_EQ(moves.size(), 2u);
+  EXPECT_EQ(pool.references(units[3], Holder::kRunning), 1);
+  pool.Unpin(units[3]);
+  pool.Release(units[3]);
+  for (const UnitMove& move : moves) pool.Release(move.to);
 }
 
 TEST(UnitPool, KeepsItsBooksUnderRandomUse) {
