@@ -8,16 +8,22 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/base/clock.h"
+#include "engine/cache/cache_manager.h"
 #include "engine/engine_observer.h"
 #include "engine/engine_options.h"
+#include "engine/lab.h"
 #include "engine/loader/checkpoint.h"
+#include "engine/model/branches.h"
+#include "engine/model/plan_registry.h"
 #include "engine/request.h"
 
 namespace morphserve {
@@ -34,12 +40,41 @@ struct EngineLoad {
   int64_t pages_running = 0;
   int64_t pages_cached = 0;
   int64_t pages_free = 0;
-  int64_t slots_running = 0;
+  CacheUsage cache;  // The whole of it.
+  std::vector<std::pair<std::string, int32_t>> running_by_plan;
+  int64_t recomputed_tokens = 0;  // Counters: after preemption.
+  int64_t spills = 0;
   double step_ms_p50 = 0;
   double tokens_per_second = 0;
   double oldest_wait_ms = 0;
   double step_age_s = 0;  // Time since the last finished step while there is work; else 0.
   bool paused = false;
+};
+
+// What one sequence takes under a plan.
+struct PlanMemory {
+  int64_t bytes_per_token = 0;  // Pages of its full layers.
+  int64_t state_bytes = 0;      // Slots of its linear layers.
+  int64_t sequences_max = 0;    // That fit the arena at the context limit.
+  // Pages and slots of one sequence of `tokens`.
+  int64_t SequenceBytes(int64_t tokens) const {
+    return (tokens + kPageTokens - 1) / kPageTokens * kPageTokens * bytes_per_token + state_bytes;
+  }
+};
+
+// A row of the plan table with what the engine knows of it; a copy.
+struct PlanStatus {
+  PlanEntry entry;
+  PlanMemory memory;
+  int32_t running = 0;
+  // Mean of the last decode steps in which only this plan ran, by sequences in the step and mean
+  // context; absent until there was one.
+  struct Measured {
+    double step_ms = 0;
+    double running = 0;
+    double context = 0;
+  };
+  std::optional<Measured> measured;
 };
 
 // The arithmetic of memory, known from file headers alone.
@@ -48,7 +83,10 @@ struct MemoryVerdict {
   int64_t workspace_bytes = 0;
   int64_t arena_bytes = 0;
   int64_t page_bytes = 0;
-  int64_t bytes_per_token = 0;
+  int64_t slot_bytes = 0;  // 0: no branches.
+  int64_t branches_bytes = 0;
+  int64_t super_block_bytes = 0;
+  int64_t bytes_per_token = 0;     // Under the plan that serves at the start.
   int64_t bytes_per_sequence = 0;  // At the context limit, under the active plan.
   int64_t sequences_max = 0;       // That fit at the context limit.
   int64_t pages_total = 0;
@@ -64,9 +102,9 @@ struct EngineInfo {
   int32_t context_tokens = 0;
   std::string weight_dtype;
   std::string kv_dtype;
-  std::string active_plan_id;
-  int32_t full_layers = 0;
-  int64_t kv_bytes_per_token = 0;
+  int64_t kv_bytes_per_token = 0;  // All layers full.
+  std::string branch_kind;         // Empty: dense, not morphable.
+  int64_t branch_parameters = 0;
   std::string device_name;  // "Intel Xeon ..., 2 threads, AVX3 vectors, AMX mat-mul".
   MemoryVerdict memory;
 };
@@ -104,6 +142,34 @@ class Engine {
   // From now on Submit answers UNAVAILABLE; what waits and runs goes on.
   virtual void StopAdmission() = 0;
   virtual EngineLoad GetLoad() const = 0;
+
+  // The table of layer plans and the pointers into it. A move of a pointer takes effect at the next
+  // step boundary: sequences bind their plan when their first chunk is scheduled.
+  virtual PlanRegistry& plans() = 0;
+  virtual std::vector<PlanStatus> PlanStatuses() const = 0;
+  virtual PlanMemory MemoryOf(const LayerPlan& plan) const = 0;
+  // A plan of these kinds, not yet registered. INVALID_ARGUMENT for a wrong number of layers,
+  // FAILED_PRECONDITION for a linear layer without branches.
+  virtual absl::StatusOr<std::shared_ptr<const LayerPlan>> MakePlan(
+      std::vector<LayerKind> kinds) const = 0;
+  // The plan that keeps the `full_layers` layers that the default stored ranking puts first (no
+  // ranking: evenly spaced ones). INVALID_ARGUMENT out of range, FAILED_PRECONDITION as MakePlan.
+  virtual absl::StatusOr<std::shared_ptr<const LayerPlan>> RankedPlan(
+      int32_t full_layers) const = 0;
+  virtual const BranchesHeader* branches() const = 0;  // Null: dense.
+
+  // Runs `work` slice by slice between steps until it says there is no more; waits for that. One
+  // work at a time goes on, others wait for it. False when it was not finished because the engine
+  // ends; `work` is then destroyed on the calling thread.
+  virtual bool RunInLab(LabWork work) = 0;
+
+  // Drops cached entries that no sequence uses, of one plan and tenant salt or all; waits for the
+  // step boundary.
+  virtual CacheManager::Flushed FlushPrefixCache(std::optional<std::string> plan_id,
+                                                 std::optional<std::string> salt) = 0;
+  // Tokens of `prompt` that the prefix cache holds for the plan now; waits for the step boundary.
+  virtual int32_t CachedTokens(const std::string& plan_id, std::string salt,
+                               std::vector<int32_t> prompt) = 0;
 };
 
 // Statuses made by the engine name their reason (section 3 of the error catalogue: QUEUE_FULL, ...)

@@ -1,11 +1,13 @@
 #include "engine/engine_core.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "engine/base/check.h"
+#include "engine/base/log.h"
 #include "engine/engine.h"
 #include "engine/reasons.h"
 
@@ -42,38 +44,54 @@ std::string_view ReasonName(FinishReason reason) {
   return "";
 }
 
+StepReport::PlanTokens& TokensOf(std::string_view plan_id, StepReport* report) {
+  for (StepReport::PlanTokens& tokens : report->by_plan) {
+    if (tokens.plan_id == plan_id) return tokens;
+  }
+  report->by_plan.push_back({.plan_id = plan_id});
+  return report->by_plan.back();
+}
+
 double Ms(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration); }
 
 }  // namespace
 
-EngineCore::EngineCore(const SchedulerOptions& options, UnitPool* pages, ModelRunner* runner,
-                       StepCost* cost, const PlanRegistry* plans, const Tokenizer* tokenizer,
+EngineCore::EngineCore(const CoreSettings& settings, CacheManager* caches, ModelRunner* runner,
+                       StepCost* cost, PlanRegistry* plans, const Tokenizer* tokenizer,
                        const Clock* clock, EngineObserver* observer)
-    : runner_(runner),
+    : settings_(settings),
+      caches_(caches),
+      runner_(runner),
       cost_(cost),
       plans_(plans),
       tokenizer_(tokenizer),
       clock_(clock),
       observer_(observer),
-      scheduler_(options, pages, cost) {}
+      scheduler_(settings.scheduler, caches, cost),
+      guards_(settings.guard_trips_max, settings.guard_window) {
+  caches_->SetOwners([this](const std::function<void(SequenceCaches*)>& visit) {
+    for (const auto& [id, live] : live_) {
+      for (const auto& sequence : live->sequences) {
+        if (!sequence->caches.empty()) visit(&sequence->caches);
+      }
+    }
+    for (SequenceCaches* borrowed : adopted_) visit(borrowed);
+  });
+}
 
 EngineCore::~EngineCore() {
   CancelAll(WithReason(absl::UnavailableError("the server stops"), reason::kDraining));
   MS_CHECK(CheckIntegrity().ok());
 }
 
-void EngineCore::Add(Request request, std::shared_ptr<TokenSink> sink) {
+void EngineCore::Add(Request request, std::shared_ptr<const LayerPlan> plan,
+                     std::shared_ptr<TokenSink> sink) {
   auto live = std::make_unique<LiveRequest>();
   live->request = std::move(request);
   live->sink = std::move(sink);
   const absl::Time now = clock_->Now();
   const uint64_t arrival = ++arrivals_;
-  std::shared_ptr<const LayerPlan> plan = plans_->active();
-  if (live->request.plan_id.has_value()) {
-    auto named = plans_->Find(*live->request.plan_id);
-    MS_CHECK(named.ok());  // Submit looked it up, and plans with live sequences stay.
-    plan = *std::move(named);
-  }
+  if (plan == nullptr) plan = plans_->active();
   for (int32_t i = 0; i < live->request.sampling.n; ++i) {
     auto sequence = std::make_unique<Sequence>();
     sequence->request = live.get();
@@ -122,37 +140,78 @@ void EngineCore::ExpireDeadlines(absl::Time now) {
   }
 }
 
+std::vector<std::pair<std::string, int32_t>> EngineCore::RunningByPlan() const {
+  std::map<std::string, int32_t> counts;
+  for (const auto& [id, live] : live_) {
+    if (live->started) ++counts[live->sequences.front()->plan->id()];
+  }
+  return {counts.begin(), counts.end()};
+}
+
 bool EngineCore::Step() {
   const absl::Time begin = clock_->Now();
   ExpireDeadlines(begin);
   BindPlans();
-  std::vector<Sequence*> preempted;
-  const std::vector<ScheduledRows> rows = scheduler_.Schedule(begin, &preempted);
-  if (observer_ != nullptr) {
-    for (size_t i = 0; i < preempted.size(); ++i) observer_->OnPreemption();
-  }
+  report_ = StepReport{};
+  Scheduler::Changes changes;
+  const std::vector<ScheduledRows> rows = scheduler_.Schedule(begin, &changes);
+  NoteChanges(changes);
   if (rows.empty()) return false;
   for (const ScheduledRows& scheduled : rows) MarkScheduled(scheduled.sequence->request, begin);
   BuildBatch(rows);
-  const absl::Status status = runner_->Run(batch_, &results_);
+  const absl::Status status = runner_->Run(batch_, &result_);
   last_step_ms_ = Ms(clock_->Now() - begin);
   ++steps_;
   if (!status.ok()) {
+    DropSnapshots();
     FailBatch(status);
   } else {
     Commit(last_step_ms_);
   }
+  scheduled_.clear();
   return true;
+}
+
+void EngineCore::NoteChanges(const Scheduler::Changes& changes) {
+  for (const Scheduler::Changes::Preempted& preempted : changes.preempted) {
+    if (preempted.spilled) ++spills_;
+    if (observer_ != nullptr) observer_->OnPreemption(preempted.resource, preempted.spilled);
+  }
+  for (const Scheduler::Changes::Admitted& admitted : changes.admitted) {
+    const Sequence& sequence = *admitted.sequence;
+    LiveRequest& live = *sequence.request;
+    const bool first = !live.started && sequence.index == 0;
+    if (!first || !admitted.looked_up) continue;
+    live.cached_tokens = admitted.hit.tokens;
+    if (observer_ != nullptr) {
+      observer_->OnPrefixLookup(sequence.plan->id(), live.prompt_len(), admitted.hit);
+    }
+  }
 }
 
 // A sequence takes its plan when its first chunk is scheduled, not when it is queued: until then it
 // follows the active plan, unless its request names one.
 void EngineCore::BindPlans() {
   const std::shared_ptr<const LayerPlan> active = plans_->active();
+  const uint64_t version = plans_->version();
+  const bool changed = version != plans_version_;
+  plans_version_ = version;
+  std::vector<std::pair<LiveRequest*, absl::Status>> withdrawn;
   for (Sequence* sequence : scheduler_.waiting()) {
-    const LiveRequest& live = *sequence->request;
-    if (live.started || live.request.plan_id.has_value() || sequence->plan == active) continue;
+    LiveRequest& live = *sequence->request;
+    if (live.started) continue;
+    if (live.request.plan_id.has_value()) {
+      if (!changed) continue;
+      // A plan that has merely left the table is still whole; one that was withdrawn is not.
+      const absl::Status found = plans_->Find(sequence->plan->id()).status();
+      if (absl::IsFailedPrecondition(found)) withdrawn.emplace_back(&live, found);
+      continue;
+    }
+    if (sequence->plan == active) continue;
     for (const auto& choice : live.sequences) choice->plan = active;
+  }
+  for (const auto& [live, status] : withdrawn) {
+    Fail(live, WithReason(status, reason::kPlanWithdrawn));
   }
 }
 
@@ -169,14 +228,13 @@ void EngineCore::MarkScheduled(LiveRequest* live, absl::Time now) {
                          .epoch = plans_->epoch(),
                          .full_layers = plan.full_layers(),
                          .layers = plan.layers(),
-                         .cached_tokens = 0,
+                         .cached_tokens = live->cached_tokens,
                          .queue_ms = Ms(now - live->request.received)});
 }
 
 void EngineCore::BuildBatch(const std::vector<ScheduledRows>& rows) {
   batch_.Clear();
   scheduled_.clear();
-  report_ = StepReport{};
   std::set<const LayerPlan*> plans;
   bool decodes = false;
   bool prefills = false;
@@ -186,11 +244,17 @@ void EngineCore::BuildBatch(const std::vector<ScheduledRows>& rows) {
     for (int32_t r = 0; r < entry.rows; ++r) {
       batch_.tokens.push_back(sequence.tokens[static_cast<size_t>(sequence.computed + r)]);
     }
-    batch_.segments.push_back({.row_begin = row_begin,
-                               .row_count = entry.rows,
-                               .position = sequence.computed,
-                               .caches = &sequence.caches,
-                               .plan = sequence.plan.get()});
+    Scheduled scheduled{.sequence = &sequence, .rows = entry.rows};
+    const auto emit_begin = static_cast<int32_t>(batch_.emits.size());
+    AddSnapshots(&scheduled);
+    batch_.segments.push_back(
+        {.row_begin = row_begin,
+         .row_count = entry.rows,
+         .position = sequence.computed,
+         .caches = &sequence.caches,
+         .plan = sequence.plan.get(),
+         .emit_begin = emit_begin,
+         .emit_count = static_cast<int32_t>(batch_.emits.size()) - emit_begin});
     plans.insert(sequence.plan.get());
     if (sequence.decoding()) {
       decodes = true;
@@ -199,11 +263,15 @@ void EngineCore::BuildBatch(const std::vector<ScheduledRows>& rows) {
       int32_t* counter =
           sequence.preemptions > 0 ? &report_.recomputed_tokens : &report_.prompt_tokens;
       *counter += entry.rows;
-      if (sequence.preemptions > 0) sequence.request->recomputed_tokens += entry.rows;
+      if (sequence.preemptions > 0) {
+        sequence.request->recomputed_tokens += entry.rows;
+        recomputed_tokens_ += entry.rows;
+      } else {
+        TokensOf(sequence.plan->id(), &report_).prompt_tokens += entry.rows;
+      }
     }
-    Scheduled scheduled{.sequence = &sequence, .rows = entry.rows};
     AddLogitRows(&scheduled, row_begin);
-    scheduled_.push_back(scheduled);
+    scheduled_.push_back(std::move(scheduled));
   }
   report_.rows = batch_.rows();
   report_.plans = static_cast<int32_t>(plans.size());
@@ -239,16 +307,70 @@ void EngineCore::AddLogitRows(Scheduled* scheduled, int32_t row_begin) {
   }
 }
 
+// Snapshots are marks that this chunk passes; a mark for which no slots can be had is skipped.
+void EngineCore::AddSnapshots(Scheduled* scheduled) {
+  Sequence& sequence = *scheduled->sequence;
+  const bool has_state = sequence.plan->full_layers() < sequence.plan->layers();
+  std::vector<SnapshotMark>& marks = sequence.snapshot_marks;
+  const int32_t end = sequence.computed + scheduled->rows;
+  auto passed = marks.begin();
+  for (; passed != marks.end() && passed->position <= end; ++passed) {
+    auto pending = std::make_unique<PendingSnapshot>();
+    pending->mark = *passed;
+    if (has_state) {
+      pending->slots = caches_->TakeSnapshot(*sequence.plan, passed->point);
+      if (pending->slots.empty()) continue;
+      batch_.emits.push_back(
+          {.rows = passed->position - sequence.computed, .slots = &pending->slots});
+    }
+    scheduled->snapshots.push_back(std::move(pending));
+  }
+  marks.erase(marks.begin(), passed);
+}
+
+void EngineCore::PublishSnapshots(Scheduled* scheduled) {
+  const Sequence& sequence = *scheduled->sequence;
+  for (const auto& pending : scheduled->snapshots) {
+    caches_->Publish(sequence.cache_key(), sequence.tokens, pending->mark.position, sequence.caches,
+                     std::move(pending->slots), pending->mark.point);
+  }
+  scheduled->snapshots.clear();
+}
+
+void EngineCore::DropSnapshots() {
+  for (Scheduled& scheduled : scheduled_) {
+    for (const auto& pending : scheduled.snapshots) {
+      if (!pending->slots.empty()) caches_->DropSnapshot(&pending->slots);
+    }
+    scheduled.snapshots.clear();
+  }
+}
+
 void EngineCore::Commit(double step_ms) {
   const absl::Time now = clock_->Now();
   int32_t decode_rows = 0;
-  for (const Scheduled& s : scheduled_) decode_rows += s.sequence->decoding() ? 1 : 0;
+  int64_t context = 0;
+  for (const Scheduled& s : scheduled_) {
+    decode_rows += s.sequence->decoding() ? 1 : 0;
+    context += s.sequence->length();
+  }
   cost_->Observe(decode_rows, batch_.rows() - decode_rows, step_ms);
-  for (const Scheduled& scheduled : scheduled_) {
-    // A sink may have ended the request of a later entry: none does so synchronously, but a choice
-    // of the same request may have failed on a non-finite logit.
+  if (report_.plans == 1 && decode_rows == batch_.rows()) {
+    plan_meter_.Observe(scheduled_.front().sequence->plan->id(), decode_rows, context, step_ms);
+  }
+  // Guards first, then what the step wrote becomes visible, then tokens: nothing that a tripped
+  // sequence wrote is ever published, and no unit moves while a snapshot is pending.
+  for (size_t i = 0; i < scheduled_.size(); ++i) {
+    Scheduled& scheduled = scheduled_[i];
     if (scheduled.sequence == nullptr) continue;
-    CommitSequence(scheduled, now);
+    const bool finite = i >= result_.nonfinite.size() || result_.nonfinite[i] == 0;
+    if (PassesGuards(&scheduled, finite, now)) PublishSnapshots(&scheduled);
+  }
+  DropSnapshots();
+  for (Scheduled& scheduled : scheduled_) {
+    // A choice of the same request may have ended it.
+    if (scheduled.sequence == nullptr) continue;
+    CommitSequence(&scheduled, now);
   }
   last_output_tokens_ = report_.output_tokens;
   if (observer_ != nullptr) {
@@ -257,34 +379,86 @@ void EngineCore::Commit(double step_ms) {
   }
 }
 
-void EngineCore::CommitSequence(const Scheduled& scheduled, absl::Time now) {
-  Sequence* sequence = scheduled.sequence;
+bool EngineCore::PassesGuards(Scheduled* scheduled, bool mixer_finite, absl::Time now) {
+  Sequence* sequence = scheduled->sequence;
+  const int32_t end = sequence->computed + scheduled->rows;
+  const auto sampled = static_cast<size_t>(scheduled->scored + scheduled->sampled);
+  if (!mixer_finite) {
+    Trip(sequence, "mixer", now);
+    return false;
+  }
+  for (size_t i = scheduled->first_logit; i < scheduled->first_logit + sampled; ++i) {
+    if (result_.samples[i].finite) continue;
+    Trip(sequence, "logits", now);
+    return false;
+  }
+  const int32_t every = settings_.guard_state_every_tokens;
+  if (every <= 0 || end / every == sequence->checked / every) return true;
+  sequence->checked = end;
+  if (caches_->StateIsFinite(sequence->caches)) return true;
+  Trip(sequence, "state", now);
+  return false;
+}
+
+// The request ends, its slots are quarantined, and whatever it wrote or descends from leaves the
+// index. A plan that trips too often is withdrawn, and pointers that name it go back.
+void EngineCore::Trip(Sequence* sequence, std::string_view where, absl::Time now) {
   LiveRequest* live = sequence->request;
-  sequence->computed += scheduled.rows;
-  for (int32_t i = 0; i < scheduled.scored; ++i) {
-    const kernels::SampleResult& result = results_[scheduled.first_logit + static_cast<size_t>(i)];
-    live->prompt_logprobs.push_back(ToLogprobs(result));
+  const std::shared_ptr<const LayerPlan> plan = sequence->plan;
+  if (observer_ != nullptr) observer_->OnNonFinite(plan->id(), where);
+  MS_LOG(WARNING) << "a guard tripped on " << where << ": request_id=" << live->request.id
+                  << " plan_id=" << plan->id();
+  for (Scheduled& scheduled : scheduled_) {
+    if (scheduled.sequence == nullptr || scheduled.sequence->request != live) continue;
+    for (const auto& pending : scheduled.snapshots) {
+      if (!pending->slots.empty()) caches_->DropSnapshot(&pending->slots);
+    }
+    scheduled.snapshots.clear();
+  }
+  caches_->Quarantine(sequence->cache_key(), sequence->tokens, &sequence->caches);
+  sequence->computed = 0;
+  Report(*live, /*ok=*/false, reason::kNonFinite, now);
+  live->sink->OnError(WithReason(
+      absl::DataLossError("the model produced a number that is not finite"), reason::kNonFinite));
+  Erase(live, /*keep=*/false);
+  const int32_t trips = guards_.Trip(plan->id(), now);
+  if (!guards_.Enough(trips) || plan->full_layers() == plan->layers()) return;
+  const absl::Status withdrawn =
+      plans_->Withdraw(plan->id(), absl::StrFormat("%d guard trips", trips));
+  if (withdrawn.ok()) {
+    MS_LOG(ERROR) << "plan withdrawn after " << trips << " guard trips: plan_id=" << plan->id();
+  } else {
+    MS_LOG(ERROR) << "plan cannot be withdrawn after " << trips
+                  << " guard trips: plan_id=" << plan->id() << ": " << withdrawn.message();
+  }
+}
+
+void EngineCore::CommitSequence(Scheduled* scheduled, absl::Time now) {
+  Sequence* sequence = scheduled->sequence;
+  LiveRequest* live = sequence->request;
+  sequence->computed += scheduled->rows;
+  for (int32_t i = 0; i < scheduled->scored; ++i) {
+    const size_t at = scheduled->first_logit + static_cast<size_t>(i);
+    live->prompt_logprobs.push_back(ToLogprobs(result_.samples[at]));
     ++live->scored;
   }
-  if (scheduled.sampled == 0) return;
-  const size_t first = scheduled.first_logit + static_cast<size_t>(scheduled.scored);
-  if (scheduled.sampled > 1 && !ForkChoices(live, *sequence, first + 1, now)) return;
-  TakeToken(sequence, results_[first], now);
+  if (scheduled->sampled == 0) return;
+  const size_t first = scheduled->first_logit + static_cast<size_t>(scheduled->scored);
+  if (scheduled->sampled > 1 && !ForkChoices(live, *sequence, first + 1, now)) return;
+  TakeToken(sequence, result_.samples[first], now);
 }
 
 bool EngineCore::ForkChoices(LiveRequest* live, const Sequence& leader, size_t first_logit,
                              absl::Time now) {
   std::vector<std::pair<Sequence*, size_t>> forks;
-  std::vector<PageCopy> copies;
   for (const auto& choice : live->sequences) {
     if (choice->state != Sequence::State::kParked) continue;
     forks.emplace_back(choice.get(), first_logit++);
     // Without pages for the copy the choice computes the prompt itself later: the same bits.
-    if (!scheduler_.Fork(leader, choice.get(), &copies)) scheduler_.Enqueue(choice.get(), now);
+    if (!scheduler_.Fork(leader, choice.get())) scheduler_.Enqueue(choice.get(), now);
   }
-  runner_->CopyPages(copies);
   for (const auto& [choice, logit] : forks) {
-    if (!TakeToken(choice, results_[logit], now)) return false;
+    if (!TakeToken(choice, result_.samples[logit], now)) return false;
   }
   return true;
 }
@@ -292,14 +466,9 @@ bool EngineCore::ForkChoices(LiveRequest* live, const Sequence& leader, size_t f
 bool EngineCore::TakeToken(Sequence* sequence, const kernels::SampleResult& result,
                            absl::Time now) {
   LiveRequest* live = sequence->request;
-  if (!result.finite) {
-    if (observer_ != nullptr) observer_->OnNonFinite(sequence->plan->id());
-    Fail(live, WithReason(absl::DataLossError("the model produced a non-finite logit"),
-                          reason::kNonFinite));
-    return false;
-  }
   sequence->tokens.push_back(result.token);
   ++report_.output_tokens;
+  ++TokensOf(sequence->plan->id(), &report_).output_tokens;
   const std::string& plan_id = sequence->plan->id();
   if (live->first_token_at == absl::InfinitePast()) {
     live->first_token_at = now;
@@ -320,7 +489,7 @@ bool EngineCore::TakeToken(Sequence* sequence, const kernels::SampleResult& resu
   if (!finished.has_value()) return true;
   live->sink->OnFinished(*finished);
   const std::string_view reason = ReasonName(finished->reason);
-  scheduler_.Remove(sequence);
+  scheduler_.Remove(sequence, /*keep=*/true);
   ++live->finished;
   if (live->finished < static_cast<int32_t>(live->sequences.size())) return true;
   Report(*live, /*ok=*/true, reason, now);
@@ -337,6 +506,7 @@ void EngineCore::FinishChoice(Sequence* sequence, absl::Time now) {
     done.completion_tokens += choice->output->completion_tokens();
     done.preemptions += choice->preemptions;
   }
+  done.cached_tokens = live->cached_tokens;
   done.recomputed_tokens = live->recomputed_tokens;
   done.queue_ms = Ms(live->scheduled_at - live->request.received);
   done.prefill_ms = Ms(live->first_token_at - live->scheduled_at);
@@ -349,7 +519,7 @@ void EngineCore::FinishChoice(Sequence* sequence, absl::Time now) {
   }
   done.prompt_logprobs = std::move(live->prompt_logprobs);
   live->sink->OnDone(std::move(done));
-  Erase(live);
+  Erase(live, /*keep=*/true);
 }
 
 void EngineCore::Report(const LiveRequest& live, bool ok, std::string_view reason,
@@ -382,7 +552,8 @@ void EngineCore::Fail(LiveRequest* live, const absl::Status& status) {
   const std::string reason = ReasonOf(status);
   Report(*live, /*ok=*/false, reason, clock_->Now());
   live->sink->OnError(status);
-  Erase(live);
+  // A client that comes back finds what was computed, unless the step itself failed.
+  Erase(live, /*keep=*/!absl::IsInternal(status));
 }
 
 void EngineCore::FailBatch(const absl::Status& status) {
@@ -395,12 +566,12 @@ void EngineCore::FailBatch(const absl::Status& status) {
   }
 }
 
-void EngineCore::Erase(LiveRequest* live) {
+void EngineCore::Erase(LiveRequest* live, bool keep) {
   for (const auto& sequence : live->sequences) {
     for (Scheduled& scheduled : scheduled_) {
       if (scheduled.sequence == sequence.get()) scheduled.sequence = nullptr;
     }
-    scheduler_.Remove(sequence.get());
+    scheduler_.Remove(sequence.get(), keep);
   }
   if (live->counted_as_waiting && on_left_queue) on_left_queue(live->prompt_len());
   const std::string id = live->request.id;
@@ -408,6 +579,14 @@ void EngineCore::Erase(LiveRequest* live) {
   if (on_ended) on_ended(id);
 }
 
-absl::Status EngineCore::CheckIntegrity() const { return scheduler_.CheckIntegrity(); }
+absl::Status EngineCore::CheckIntegrity() const {
+  const CacheUsage usage = caches_->Usage();
+  if (scheduler_.running().empty() && adopted_.empty() &&
+      usage.pages_running + usage.slots_running != 0) {
+    return absl::InternalError(absl::StrFormat("%d pages and %d slots are in use and nothing runs",
+                                               usage.pages_running, usage.slots_running));
+  }
+  return scheduler_.CheckIntegrity();
+}
 
 }  // namespace morphserve

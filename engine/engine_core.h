@@ -7,14 +7,18 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "engine/base/clock.h"
 #include "engine/engine_observer.h"
+#include "engine/guard_ledger.h"
 #include "engine/model/plan_registry.h"
+#include "engine/plan_meter.h"
 #include "engine/runner/model_runner.h"
 #include "engine/scheduler/scheduler.h"
 #include "engine/sequence.h"
@@ -22,16 +26,24 @@
 
 namespace morphserve {
 
+struct CoreSettings {
+  SchedulerOptions scheduler;
+  int32_t guard_state_every_tokens = 256;
+  int32_t guard_trips_max = 3;
+  absl::Duration guard_window = absl::Seconds(300);
+};
+
 class EngineCore {
  public:
   // All pointers outlive this; tokenizer and observer may be null.
-  EngineCore(const SchedulerOptions& options, UnitPool* pages, ModelRunner* runner, StepCost* cost,
-             const PlanRegistry* plans, const Tokenizer* tokenizer, const Clock* clock,
+  EngineCore(const CoreSettings& settings, CacheManager* caches, ModelRunner* runner,
+             StepCost* cost, PlanRegistry* plans, const Tokenizer* tokenizer, const Clock* clock,
              EngineObserver* observer);
   ~EngineCore();
 
-  // Takes a request that was already checked. Its plan is bound when it is first scheduled.
-  void Add(Request request, std::shared_ptr<TokenSink> sink);
+  // Takes a request that was already checked. `plan` is the one it named; null: the active plan of
+  // the moment when it is first scheduled.
+  void Add(Request request, std::shared_ptr<const LayerPlan> plan, std::shared_ptr<TokenSink> sink);
   // Ends a live request with `status`; false when there is none of that id.
   bool Cancel(const std::string& id, const absl::Status& status);
   void CancelAll(const absl::Status& status);
@@ -45,8 +57,17 @@ class EngineCore {
   int32_t output_tokens_of_last_step() const { return last_output_tokens_; }
   double last_step_ms() const { return last_step_ms_; }
   int32_t preempted_waiting() const;
+  int64_t recomputed_tokens() const { return recomputed_tokens_; }
+  int64_t spills() const { return spills_; }
+  const PlanMeter& plan_meter() const { return plan_meter_; }
+  // Requests running by plan id.
+  std::vector<std::pair<std::string, int32_t>> RunningByPlan() const;
   // Earliest deadline among live requests.
   absl::Time NextDeadline() const;
+
+  // Caches of work beside serving, which the books must know while they hold units.
+  void Adopt(SequenceCaches* caches) { adopted_.insert(caches); }
+  void Forget(SequenceCaches* caches) { adopted_.erase(caches); }
 
   // Called with a request's id and prompt length when it leaves the waiting queue, and with its id
   // when it has ended.
@@ -56,6 +77,11 @@ class EngineCore {
   absl::Status CheckIntegrity() const;
 
  private:
+  // A snapshot that the step writes, or a prefix of an all-full plan: published once it is done.
+  struct PendingSnapshot {
+    SnapshotMark mark;
+    std::vector<UnitAddress> slots;  // Empty for all-full plans.
+  };
   // What the rows of a scheduled sequence ask of the sampler: logit rows [first, first + scored +
   // sampled).
   struct Scheduled {
@@ -64,15 +90,24 @@ class EngineCore {
     size_t first_logit = 0;
     int32_t scored = 0;   // Prompt tokens scored.
     int32_t sampled = 0;  // Choices sampled: 1, or n when the prompt ends.
+    std::vector<std::unique_ptr<PendingSnapshot>> snapshots = {};
   };
 
   void ExpireDeadlines(absl::Time now);
+  // Gives waiting requests the plan of the moment; ends those whose plan was withdrawn.
   void BindPlans();
   void BuildBatch(const std::vector<ScheduledRows>& rows);
   void AddLogitRows(Scheduled* scheduled, int32_t row_begin);
+  void AddSnapshots(Scheduled* scheduled);
+  void NoteChanges(const Scheduler::Changes& changes);
+  void PublishSnapshots(Scheduled* scheduled);
+  void DropSnapshots();
+  // Looks at what the step's guards saw; false when the request is gone.
+  bool PassesGuards(Scheduled* scheduled, bool mixer_finite, absl::Time now);
+  void Trip(Sequence* sequence, std::string_view where, absl::Time now);
   void MarkScheduled(LiveRequest* request, absl::Time now);
   void Commit(double step_ms);
-  void CommitSequence(const Scheduled& scheduled, absl::Time now);
+  void CommitSequence(Scheduled* scheduled, absl::Time now);
   // False when the request is gone.
   bool ForkChoices(LiveRequest* request, const Sequence& leader, size_t first_logit,
                    absl::Time now);
@@ -82,11 +117,14 @@ class EngineCore {
   void Fail(LiveRequest* request, const absl::Status& status);
   void FailBatch(const absl::Status& status);
   void Report(const LiveRequest& request, bool ok, std::string_view reason, absl::Time now) const;
-  void Erase(LiveRequest* request);
+  // `keep`: what its sequences computed goes to the prefix index.
+  void Erase(LiveRequest* request, bool keep);
 
+  const CoreSettings settings_;
+  CacheManager* const caches_;
   ModelRunner* const runner_;
   StepCost* const cost_;
-  const PlanRegistry* const plans_;
+  PlanRegistry* const plans_;
   const Tokenizer* const tokenizer_;
   const Clock* const clock_;
   EngineObserver* const observer_;
@@ -97,11 +135,17 @@ class EngineCore {
   uint64_t steps_ = 0;
   double last_step_ms_ = 0;
   int32_t last_output_tokens_ = 0;
+  int64_t recomputed_tokens_ = 0;
+  int64_t spills_ = 0;
+  uint64_t plans_version_ = 0;  // Of the registry, when waiting requests were last checked.
+  GuardLedger guards_;
+  PlanMeter plan_meter_;
+  std::set<SequenceCaches*> adopted_;
 
   // Scratch of one step.
   StepBatch batch_;
   std::vector<Scheduled> scheduled_;
-  std::vector<kernels::SampleResult> results_;
+  StepResult result_;
   StepReport report_;
 };
 

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
+#include "engine/cache/cache_manager.h"
 #include "engine/request.h"
 
 namespace morphserve {
@@ -19,7 +21,15 @@ struct StepReport {
   int32_t output_tokens = 0;  // Tokens sampled.
   int32_t plans = 1;          // Distinct plans in the step.
   int32_t recomputed_tokens = 0;
+  struct PlanTokens {
+    std::string_view plan_id;
+    int32_t prompt_tokens = 0;
+    int32_t output_tokens = 0;
+  };
+  std::vector<PlanTokens> by_plan;
 };
+
+enum class PreemptedBy : uint8_t { kPage, kSlot };
 
 struct RequestReport {
   std::string_view plan_id;
@@ -41,8 +51,12 @@ class EngineObserver {
   virtual void OnStep(const StepReport& report) = 0;
   virtual void OnFirstToken(std::string_view plan_id, double ttft_s) = 0;
   virtual void OnTokenGap(std::string_view plan_id, double gap_s) = 0;
-  virtual void OnPreemption() = 0;
-  virtual void OnNonFinite(std::string_view plan_id) = 0;
+  virtual void OnPreemption(PreemptedBy resource, bool spilled) = 0;
+  // Where the guard tripped: "logits", "mixer", "state".
+  virtual void OnNonFinite(std::string_view plan_id, std::string_view where) = 0;
+  // A prompt was looked up in the prefix cache.
+  virtual void OnPrefixLookup(std::string_view plan_id, int32_t prompt_tokens,
+                              const CacheHit& hit) = 0;
   virtual void OnRequestEnd(const RequestReport& report) = 0;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace morphserve {
 
@@ -25,6 +26,20 @@ struct EngineOptions {
   bool deadline_admission = true;  // Refuse what certainly cannot meet its deadline.
   int32_t queue_requests_max = 1024;
   int64_t queue_tokens_max = 1'000'000;
+
+  std::string branches;     // A branches file, window:W[:SINKS], or empty: dense.
+  std::string active_plan;  // At the start: empty or "full", "full_layers=K", or a plan's kinds as
+                            // a string of F and L, one a layer.
+  int32_t plans_table_max = 64;
+  int32_t plans_history = 16;
+  bool prefix_cache = true;
+  double snapshot_share_max = 0.5;
+  int32_t snapshots_per_path = 8;
+  int64_t host_spill_bytes = 0;
+  int32_t guard_state_every_tokens = 256;  // 0: states are scanned only before they are published.
+  int32_t guard_trips_max = 3;             // On one plan within guard_window_s: it is withdrawn.
+  double guard_window_s = 300;
+  double latency_share_max = 0.10;  // Of a step's time, that work in the lab may add to it.
 };
 
 }  // namespace morphserve

@@ -5,7 +5,9 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
 #include "engine/cache/arena.h"
+#include "engine/model/stored_plans.h"
 #include "kernels/qk_rope_append.h"
+#include "kernels/slot_layout.h"
 
 namespace morphserve {
 namespace {
@@ -55,34 +57,99 @@ int64_t PageUnitBytes(const ModelConfig& config, KvDType kv_dtype) {
   return (bytes + kArenaUnitBytes - 1) / kArenaUnitBytes * kArenaUnitBytes;
 }
 
+int64_t SlotUnitBytes(const ModelConfig& config, const BranchesHeader* branches, KvDType kv_dtype) {
+  if (branches == nullptr) return 0;
+  return kernels::MakeSlotLayout(MakeSlotShape(branches->config, config, kv_dtype)).bytes;
+}
+
+bool FitArena(const MemoryVerdict& verdict, int64_t pages, int64_t slots) {
+  const auto blocks = [&](int64_t units, int64_t bytes) {
+    if (units == 0) return int64_t{0};
+    const int64_t per_block = verdict.super_block_bytes / bytes;
+    return (units + per_block - 1) / per_block;
+  };
+  return blocks(pages, verdict.page_bytes) +
+             blocks(slots, std::max<int64_t>(verdict.slot_bytes, 1)) <=
+         verdict.arena_bytes / verdict.super_block_bytes;
+}
+
+PlanMemory MakePlanMemory(const MemoryVerdict& verdict, int32_t layers, int32_t full_layers,
+                          int32_t context) {
+  PlanMemory memory;
+  const int64_t linear = layers - full_layers;
+  const int64_t pages = int64_t{full_layers} * ((context + kPageTokens - 1) / kPageTokens);
+  memory.bytes_per_token = full_layers * verdict.page_bytes / kPageTokens;
+  memory.state_bytes = linear * verdict.slot_bytes;
+  int64_t low = 0;
+  int64_t high = 1 << 20;
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (FitArena(verdict, middle * pages, middle * linear)) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  memory.sequences_max = low;
+  return memory;
+}
+
 absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
+                                                const BranchesHeader* branches,
                                                 const EngineOptions& options,
                                                 const Machine& machine) {
   MS_ASSIGN_OR_RETURN(const int32_t context, ResolveContext(checkpoint, options));
   const ModelConfig& config = checkpoint.config;
+  const KvDType kv_dtype = ResolveKvDType(options);
+  const BranchesRanking* ranking = branches == nullptr ? nullptr : DefaultRanking(*branches);
+  MS_ASSIGN_OR_RETURN(const std::vector<LayerKind> kinds,
+                      ParseKinds(options.active_plan, ranking, config.layers));
+  const auto full_layers =
+      static_cast<int32_t>(std::count(kinds.begin(), kinds.end(), LayerKind::kFull));
+  if (branches == nullptr && full_layers < config.layers) {
+    return absl::FailedPreconditionError(
+        "plans.active has linear layers; the model has no branches (model.branches)");
+  }
   MemoryVerdict verdict;
   verdict.weight_bytes = PackedWeightBytes(checkpoint, options.weights_dtype);
-  verdict.workspace_bytes = HybridModel::WorkspaceBytes(config, MakeModelLimits(options, context),
-                                                        ResolveThreads(options, machine));
-  verdict.page_bytes = PageUnitBytes(config, ResolveKvDType(options));
-  const int64_t super_block = SuperBlockBytes(verdict.page_bytes);
+  if (branches != nullptr) {
+    verdict.branches_bytes = BranchesBytes(*branches, config, options.weights_dtype);
+  }
+  verdict.workspace_bytes =
+      ModelBuffers::Bytes(config, branches == nullptr ? nullptr : &branches->config, kv_dtype,
+                          MakeModelLimits(options, context), ResolveThreads(options, machine));
+  verdict.page_bytes = PageUnitBytes(config, kv_dtype);
+  verdict.slot_bytes = SlotUnitBytes(config, branches, kv_dtype);
+  verdict.super_block_bytes = SuperBlockBytes(verdict.page_bytes, verdict.slot_bytes);
   const int64_t asked = options.arena_bytes > 0 ? options.arena_bytes
                                                 : std::min(machine.memory_bytes / 4, kAutoArenaMax);
-  verdict.arena_bytes = asked / super_block * super_block;
-  verdict.pages_total = verdict.arena_bytes / super_block * (super_block / verdict.page_bytes);
-  verdict.bytes_per_token =
-      int64_t{config.layers} *
-      kernels::PageBytes(ResolveKvDType(options), config.kv_heads, config.head_dim) / kPageTokens;
-  const int64_t pages_per_sequence =
-      int64_t{config.layers} * ((context + kPageTokens - 1) / kPageTokens);
-  verdict.bytes_per_sequence = pages_per_sequence * verdict.page_bytes;
-  verdict.sequences_max = verdict.pages_total / pages_per_sequence;
+  verdict.arena_bytes = asked / verdict.super_block_bytes * verdict.super_block_bytes;
+  verdict.pages_total = verdict.arena_bytes / verdict.super_block_bytes *
+                        (verdict.super_block_bytes / verdict.page_bytes);
+  const auto describe = [&](const char* name, int32_t full) {
+    const PlanMemory memory = MakePlanMemory(verdict, config.layers, full, context);
+    return absl::StrFormat("%s %dF/%dL: %.1f MiB per sequence of %d tokens, %d fit", name, full,
+                           config.layers - full, ToMiB(memory.SequenceBytes(context)), context,
+                           memory.sequences_max);
+  };
+  const PlanMemory active = MakePlanMemory(verdict, config.layers, full_layers, context);
+  verdict.bytes_per_token = active.bytes_per_token;
+  verdict.bytes_per_sequence = active.SequenceBytes(context);
+  verdict.sequences_max = active.sequences_max;
   verdict.text = absl::StrFormat(
-      "weights %.1f MiB, workspace %.1f MiB, cache arena %.1f MiB; plan %dF/0L: %.1f MiB per "
-      "sequence of %d tokens, %d fit",
-      ToMiB(verdict.weight_bytes), ToMiB(verdict.workspace_bytes), ToMiB(verdict.arena_bytes),
-      config.layers, ToMiB(verdict.bytes_per_sequence), context, verdict.sequences_max);
-  const int64_t needed = verdict.weight_bytes + verdict.workspace_bytes + verdict.arena_bytes;
+      "weights %.1f MiB, %sworkspace %.1f MiB, cache arena %.1f MiB; %s",
+      ToMiB(verdict.weight_bytes),
+      branches == nullptr ? ""
+                          : absl::StrFormat("branches %.1f MiB, ", ToMiB(verdict.branches_bytes)),
+      ToMiB(verdict.workspace_bytes), ToMiB(verdict.arena_bytes), describe("plan", full_layers));
+  if (branches != nullptr) {
+    for (const int32_t other : {config.layers, 0}) {
+      if (other == full_layers) continue;
+      verdict.text += "; " + describe(other == 0 ? "all-linear" : "all-full", other);
+    }
+  }
+  const int64_t needed =
+      verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes + verdict.arena_bytes;
   if (verdict.sequences_max < 1) {
     return absl::ResourceExhaustedError(absl::StrFormat(
         "one sequence of limits.context_tokens %d needs %.1f MiB; cache.arena_bytes holds %.1f "

@@ -21,9 +21,20 @@ int32_t ResolveThreads(const EngineOptions& options, const Machine& machine);
 ModelLimits MakeModelLimits(const EngineOptions& options, int32_t context);
 // Bytes of one page, rounded up to the arena's unit.
 int64_t PageUnitBytes(const ModelConfig& config, KvDType kv_dtype);
+// Bytes of one slot; 0 without branches.
+int64_t SlotUnitBytes(const ModelConfig& config, const BranchesHeader* branches, KvDType kv_dtype);
 
+// `branches` is null for a dense model.
 absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
+                                                const BranchesHeader* branches,
                                                 const EngineOptions& options,
                                                 const Machine& machine);
+
+// What one sequence takes with `full_layers` of the model's layers full, and how many sequences of
+// `context` tokens fit the arena, by whole super-blocks of either unit.
+PlanMemory MakePlanMemory(const MemoryVerdict& verdict, int32_t layers, int32_t full_layers,
+                          int32_t context);
+// Whether so many units fit an empty arena together.
+bool FitArena(const MemoryVerdict& verdict, int64_t pages, int64_t slots);
 
 }  // namespace morphserve

@@ -45,6 +45,17 @@ struct OutputParams {
   bool text = true;  // False (or a model without a tokenizer): ids only.
 };
 
+// How a request uses the prefix cache.
+struct CacheParams {
+  bool bypass = false;  // Neither reads nor writes.
+  std::string salt;     // Entries of different salts never meet.
+  // Prompt lengths worth a snapshot besides those the engine finds: rising, each in 1 .. prompt.
+  std::vector<int32_t> snapshot_at;
+  // The first token of the prompt that the next turn of a chat will not repeat (the template's
+  // volatile tail); the length of the prompt when all of it stays.
+  std::optional<int32_t> stable_tokens;
+};
+
 struct Request {
   std::string id;  // Unique among live requests.
   std::string tenant;
@@ -57,6 +68,7 @@ struct Request {
   absl::Time received = absl::InfinitePast();
   absl::Time deadline = absl::InfiniteFuture();
   std::optional<std::string> plan_id;  // Absent: the active plan.
+  CacheParams cache;
 };
 
 enum class FinishReason : uint8_t { kEos, kStop, kLength };

@@ -28,35 +28,28 @@ absl::StatusOr<kernels::SampleResult> RunRows(const std::vector<int32_t>& tokens
   row.sample.temperature = 0;
   row.sample.logprobs = 0;
   batch.logit_rows.push_back(row);
-  std::vector<kernels::SampleResult> results;
+  StepResult result;
   const absl::Time begin = clock->Now();
-  MS_RETURN_IF_ERROR(runner->Run(batch, &results));
+  MS_RETURN_IF_ERROR(runner->Run(batch, &result));
   const double ms = absl::ToDoubleMilliseconds(clock->Now() - begin);
   const bool decode = batch.rows() == 1;
   cost->Observe(decode ? 1 : 0, decode ? 0 : batch.rows(), ms);
-  if (!results[0].finite) return absl::InternalError("self-test: a logit is not finite");
-  return results[0];
+  if (!result.samples[0].finite || result.nonfinite[0] != 0) {
+    return absl::InternalError("self-test: a number is not finite");
+  }
+  return result.samples[0];
 }
 
-}  // namespace
-
-absl::Status RunSelfTest(const LayerPlan& plan, int32_t vocab, int32_t context, UnitPool* pages,
-                         ModelRunner* runner, StepCost* cost, const Clock* clock) {
+absl::Status TestPlan(const LayerPlan& plan, int32_t vocab, int32_t context, CacheManager* books,
+                      ModelRunner* runner, StepCost* cost, const Clock* clock) {
   constexpr int32_t kTokens = 32;
   constexpr int32_t kSingles = 4;  // Of them, computed one by one in the second pass.
   const int32_t count = std::min(kTokens, std::min(context, kPageTokens));
-  std::vector<UnitAddress> taken(static_cast<size_t>(plan.full_layers()));
-  if (!pages->Allocate(taken)) return absl::ResourceExhaustedError("self-test: no free pages");
-  const absl::Cleanup give_back = [&] {
-    for (const UnitAddress page : taken) pages->Release(page);
-  };
   SequenceCaches caches;
-  caches.slots.assign(static_cast<size_t>(plan.layers()), -1);
-  size_t next = 0;
-  for (int32_t l = 0; l < plan.layers(); ++l) {
-    caches.pages.emplace_back();
-    if (plan.kind(l) == LayerKind::kFull) caches.pages.back().push_back(taken[next++]);
+  if (!books->Reserve(plan, count, &caches)) {
+    return absl::ResourceExhaustedError("self-test: no free pages or slots");
   }
+  const absl::Cleanup give_back = [&] { books->Release(&caches); };
   std::vector<int32_t> tokens;
   for (int32_t i = 0; i < count; ++i) tokens.push_back((i * 7919 + 13) % vocab);
 
@@ -76,8 +69,21 @@ absl::Status RunSelfTest(const LayerPlan& plan, int32_t vocab, int32_t context, 
   }
   if (warm.token != whole.token || last.token != whole.token || last.logprob != whole.logprob) {
     return absl::InternalError(
-        absl::StrFormat("self-test: token %d (%g) in one chunk, %d (%g) one by one", whole.token,
-                        whole.logprob, last.token, last.logprob));
+        absl::StrFormat("self-test of plan %s: token %d (%g) in one chunk, %d (%g) one by one",
+                        plan.id(), whole.token, whole.logprob, last.token, last.logprob));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunSelfTest(std::span<const std::shared_ptr<const LayerPlan>> plans, int32_t vocab,
+                         int32_t context, CacheManager* books, ModelRunner* runner, StepCost* cost,
+                         const Clock* clock) {
+  for (size_t i = 0; i < plans.size(); ++i) {
+    StepCost unmeasured;
+    MS_RETURN_IF_ERROR(
+        TestPlan(*plans[i], vocab, context, books, runner, i == 0 ? cost : &unmeasured, clock));
   }
   return absl::OkStatus();
 }

@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "engine/cache/cache_manager.h"
 #include "engine/model/layer_plan.h"
 #include "engine/request.h"
 #include "engine/runner/step_batch.h"
 #include "engine/sampling/choice_output.h"
+#include "engine/scheduler/snapshot_marks.h"
 
 namespace morphserve {
 
@@ -25,9 +27,13 @@ struct Sequence {
   int32_t index = 0;
   State state = State::kParked;
   std::vector<int32_t> tokens;  // The prompt, then what was generated.
-  int32_t computed = 0;         // Positions whose K and V are in the caches.
+  int32_t computed = 0;         // Positions that the caches hold.
   std::shared_ptr<const LayerPlan> plan;
   SequenceCaches caches;
+  std::unique_ptr<SpilledCaches> spilled;    // Preempted to host memory: `computed` positions.
+  std::vector<SnapshotMark> snapshot_marks;  // Ahead of `computed`, rising.
+  int32_t cached = 0;                        // Positions that the prefix cache gave, the last time.
+  int32_t checked = 0;                       // Positions up to which the state was scanned.
   int32_t preemptions = 0;
   absl::Time waiting_since = absl::InfinitePast();
   uint64_t arrival = 0;  // Order of submission.
@@ -38,6 +44,7 @@ struct Sequence {
   int32_t pending() const { return length() - computed; }
   // All known tokens are computed but the newest: the next row samples the next token.
   bool decoding() const { return pending() == 1 && computed > 0; }
+  CacheKey cache_key() const;
 };
 
 struct LiveRequest {
@@ -48,7 +55,8 @@ struct LiveRequest {
   bool counted_as_waiting = true;  // In the queue's limits, until first scheduled.
   int32_t finished = 0;
   int32_t recomputed_tokens = 0;
-  int32_t scored = 0;  // Prompt tokens whose log-probabilities are known.
+  int32_t scored = 0;         // Prompt tokens whose log-probabilities are known.
+  int32_t cached_tokens = 0;  // Prompt positions the prefix cache gave at the start.
   absl::Time scheduled_at = absl::InfinitePast();
   absl::Time first_token_at = absl::InfinitePast();
   std::vector<TokenLogprobs> prompt_logprobs;
@@ -56,6 +64,13 @@ struct LiveRequest {
   int32_t prompt_len() const { return static_cast<int32_t>(request.prompt.size()); }
   // Longest a sequence of this request can become.
   int32_t length_max() const { return prompt_len() + request.stopping.max_tokens; }
+  // Log-probabilities of the prompt need every row of it computed.
+  bool reads_cache() const { return !request.cache.bypass && request.output.prompt_logprobs < 0; }
+  bool writes_cache() const { return !request.cache.bypass; }
 };
+
+inline CacheKey Sequence::cache_key() const {
+  return {.plan = plan.get(), .salt = request->request.cache.salt};
+}
 
 }  // namespace morphserve

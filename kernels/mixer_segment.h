@@ -16,7 +16,7 @@ namespace morphserve::kernels {
 struct MixerSegment {
   int32_t row_begin = 0;
   int32_t row_count = 0;
-  int32_t position = 0;  // Of the first row.
+  int32_t position = 0;   // Of the first row.
   int32_t src_slot = -1;  // In units of kArenaUnitBytes.
   int32_t dst_slot = -1;
   int32_t emit_begin = 0;  // Into the call's `emits`, strictly ascending by `rows`.

@@ -35,6 +35,11 @@ uint64_t PlanRegistry::epoch() const {
   return epoch_;
 }
 
+uint64_t PlanRegistry::version() const {
+  MutexLock lock(&mutex_);
+  return version_;
+}
+
 absl::StatusOr<std::shared_ptr<const LayerPlan>> PlanRegistry::Find(std::string_view id) const {
   MutexLock lock(&mutex_);
   const PlanEntry* found = nullptr;
@@ -83,12 +88,13 @@ absl::StatusOr<std::shared_ptr<const LayerPlan>> PlanRegistry::Register(
       return !Named(*entry.plan);
     });
     if (oldest == plans_.end()) {
-      return absl::ResourceExhaustedError(absl::StrFormat(
-          "the plan table holds %d plans, all named by a pointer; limit is %d", plans_.size(),
-          table_max_));
+      return absl::ResourceExhaustedError(
+          absl::StrFormat("the plan table holds %d plans, all named by a pointer; limit is %d",
+                          plans_.size(), table_max_));
     }
     plans_.erase(oldest);
   }
+  ++version_;
   plans_.push_back({.plan = plan, .label = std::move(label), .origin = std::move(origin)});
   return plan;
 }
@@ -104,6 +110,7 @@ absl::Status PlanRegistry::Remove(std::string_view id) {
       return absl::FailedPreconditionError(absl::StrFormat("plan %s is named by a pointer", id));
     }
   }
+  ++version_;
   std::erase_if(plans_, [&](const PlanEntry& e) { return e.plan->id() == id; });
   return absl::OkStatus();
 }
@@ -118,6 +125,7 @@ absl::StatusOr<uint64_t> PlanRegistry::Point(PlanPointer pointer, std::string_vi
     return absl::FailedPreconditionError(
         absl::StrFormat("plan %s was withdrawn: %s", id, entry->withdrawn_why));
   }
+  ++version_;
   entry->last_epoch = ++epoch_;
   std::vector<PlanVisit>& history = history_[static_cast<size_t>(pointer)];
   history.push_back({.plan = entry->plan, .epoch = epoch_});
@@ -125,14 +133,51 @@ absl::StatusOr<uint64_t> PlanRegistry::Point(PlanPointer pointer, std::string_vi
   return epoch_;
 }
 
-absl::Status PlanRegistry::SetState(std::string_view id, PlanState state, std::string why) {
+absl::Status PlanRegistry::MarkReady(std::string_view id) {
   MutexLock lock(&mutex_);
   PlanEntry* entry = FindEntry(id);
   if (entry == nullptr) {
     return absl::NotFoundError(absl::StrFormat("plan %s is not in the plan table", id));
   }
-  entry->state = state;
+  entry->state = PlanState::kReady;
+  entry->withdrawn_why.clear();
+  ++version_;
+  return absl::OkStatus();
+}
+
+absl::Status PlanRegistry::Withdraw(std::string_view id, std::string why) {
+  MutexLock lock(&mutex_);
+  PlanEntry* entry = FindEntry(id);
+  if (entry == nullptr) {
+    return absl::NotFoundError(absl::StrFormat("plan %s is not in the plan table", id));
+  }
+  const auto usable = [&](const PlanVisit& visit) {
+    const PlanEntry* named = FindEntry(visit.plan->id());
+    return named != nullptr && named != entry && named->state != PlanState::kWithdrawn;
+  };
+  std::array<const PlanVisit*, kPlanPointers> back{};
+  for (size_t p = 0; p < history_.size(); ++p) {
+    if (history_[p].back().plan->id() != id) continue;
+    for (const PlanVisit& visit : history_[p]) {
+      if (usable(visit)) back[p] = &visit;
+    }
+    if (back[p] == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("plan %s is the only one that a pointer has ever named", id));
+    }
+  }
+  entry->state = PlanState::kWithdrawn;
   entry->withdrawn_why = std::move(why);
+  for (size_t p = 0; p < history_.size(); ++p) {
+    if (back[p] == nullptr) continue;
+    const PlanVisit visit{.plan = back[p]->plan, .epoch = ++epoch_};
+    FindEntry(visit.plan->id())->last_epoch = epoch_;
+    history_[p].push_back(visit);
+    if (static_cast<int32_t>(history_[p].size()) > history_max_) {
+      history_[p].erase(history_[p].begin());
+    }
+  }
+  ++version_;
   return absl::OkStatus();
 }
 

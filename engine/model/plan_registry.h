@@ -21,7 +21,7 @@ enum class PlanPointer : uint8_t { kActive = 0, kFastest, kBalanced, kHighest };
 inline constexpr int32_t kPlanPointers = 4;
 
 enum class PlanState : uint8_t {
-  kCold,       // Valid, not yet checked by a canary.
+  kCold,  // Valid, not yet checked by a canary.
   kReady,
   kWithdrawn,  // Barred from new use.
 };
@@ -49,7 +49,8 @@ class PlanRegistry {
 
   std::shared_ptr<const LayerPlan> active() const { return Get(PlanPointer::kActive); }
   std::shared_ptr<const LayerPlan> Get(PlanPointer pointer) const;
-  uint64_t epoch() const;  // Counts moves of any pointer; starts at 1.
+  uint64_t epoch() const;    // Counts moves of any pointer; starts at 1.
+  uint64_t version() const;  // Counts every change of the table.
 
   // By id, or by a prefix that names one plan only ("p-" and at least four digits). NOT_FOUND
   // otherwise; FAILED_PRECONDITION for a withdrawn plan.
@@ -59,14 +60,17 @@ class PlanRegistry {
   // RESOURCE_EXHAUSTED when the table is full of plans that may not go: plans that no pointer and
   // no history names make room, oldest first.
   absl::StatusOr<std::shared_ptr<const LayerPlan>> Register(std::shared_ptr<const LayerPlan> plan,
-                                                            std::string label,
-                                                            std::string origin);
+                                                            std::string label, std::string origin);
   // Takes a plan that no pointer names out of the table. NOT_FOUND, FAILED_PRECONDITION.
   absl::Status Remove(std::string_view id);
 
   // Moves a pointer; the new epoch. NOT_FOUND, FAILED_PRECONDITION (withdrawn).
   absl::StatusOr<uint64_t> Point(PlanPointer pointer, std::string_view id);
-  absl::Status SetState(std::string_view id, PlanState state, std::string why = "");
+  // Cold to ready: a canary has passed.
+  absl::Status MarkReady(std::string_view id);
+  // Bars a plan from new use; pointers that name it go back to what they named before. FAILED_
+  // PRECONDITION for a plan that nothing could replace.
+  absl::Status Withdraw(std::string_view id, std::string why);
 
   std::vector<PlanEntry> List() const;  // In order of registration.
   std::vector<PlanVisit> History(PlanPointer pointer) const;
@@ -82,6 +86,7 @@ class PlanRegistry {
   std::vector<PlanEntry> plans_ ABSL_GUARDED_BY(mutex_);
   std::array<std::vector<PlanVisit>, kPlanPointers> history_ ABSL_GUARDED_BY(mutex_);
   uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 1;
+  uint64_t version_ ABSL_GUARDED_BY(mutex_) = 1;
 };
 
 }  // namespace morphserve

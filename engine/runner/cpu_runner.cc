@@ -1,16 +1,14 @@
 #include "engine/runner/cpu_runner.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "engine/base/status_macros.h"
 
 namespace morphserve {
 
-CpuRunner::CpuRunner(std::unique_ptr<HybridModel> model, UnitPool* pages, std::byte* arena_base,
+CpuRunner::CpuRunner(std::unique_ptr<HybridModel> model, std::byte* arena_base,
                      kernels::cpu::ThreadPool* pool, int32_t pieces, int32_t logit_rows_max)
     : model_(std::move(model)),
-      pages_(pages),
       arena_base_(arena_base),
       pool_(pool),
       pieces_(pieces),
@@ -41,23 +39,17 @@ void CpuRunner::SampleBlock(const StepBatch& batch, size_t first, size_t count, 
   });
 }
 
-void CpuRunner::CopyPages(std::span<const PageCopy> copies) {
-  for (const PageCopy& copy : copies) {
-    std::memcpy(pages_->data(copy.to), pages_->data(copy.from),
-                static_cast<size_t>(pages_->unit_bytes()));
-  }
-}
-
-absl::Status CpuRunner::Run(const StepBatch& batch, std::vector<kernels::SampleResult>* results) {
+absl::Status CpuRunner::Run(const StepBatch& batch, StepResult* result) {
   MS_RETURN_IF_ERROR(model_->Forward(batch, arena_base_));
   const size_t count = batch.logit_rows.size();
-  results->assign(count, {});
+  result->nonfinite = model_->nonfinite();
+  result->samples.assign(count, {});
   for (size_t first = 0; first < count; first += static_cast<size_t>(logit_rows_max_)) {
     const size_t block = std::min(count - first, static_cast<size_t>(logit_rows_max_));
     rows_.clear();
     for (size_t i = 0; i < block; ++i) rows_.push_back(batch.logit_rows[first + i].row);
     MS_ASSIGN_OR_RETURN(float* logits, model_->Logits(rows_.data(), static_cast<int32_t>(block)));
-    SampleBlock(batch, first, block, logits, results);
+    SampleBlock(batch, first, block, logits, &result->samples);
   }
   return absl::OkStatus();
 }

@@ -2,7 +2,7 @@
 // Thread rule: engine thread only.
 #pragma once
 
-#include <span>
+#include <cstdint>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -10,14 +10,18 @@
 
 namespace morphserve {
 
+struct StepResult {
+  std::vector<kernels::SampleResult> samples;  // Parallel to the batch's logit_rows.
+  // Parallel to the batch's segments: 1 when a mixer's output or state was not finite.
+  std::vector<uint8_t> nonfinite;
+};
+
 class ModelRunner {
  public:
   virtual ~ModelRunner() = default;
-  // Computes all rows, writes the caches they own, fills `results` parallel to batch.logit_rows.
-  // An error ends every sequence of the batch; it is never caused by a request's values.
-  virtual absl::Status Run(const StepBatch& batch, std::vector<kernels::SampleResult>* results) = 0;
-  // Copies whole pages, in order with the steps around it.
-  virtual void CopyPages(std::span<const PageCopy> copies) = 0;
+  // Computes all rows, writes the caches they own. An error ends every sequence of the batch; it is
+  // never caused by a request's values.
+  virtual absl::Status Run(const StepBatch& batch, StepResult* result) = 0;
 };
 
 }  // namespace morphserve

@@ -36,11 +36,6 @@ struct LogitRow {
   int32_t score_token = -1;    // >= 0: score this token instead of sampling.
 };
 
-struct PageCopy {
-  UnitAddress from = 0;
-  UnitAddress to = 0;
-};
-
 struct StepBatch {
   std::vector<int32_t> tokens;  // [rows]
   std::vector<StepSegment> segments;

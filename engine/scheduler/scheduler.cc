@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_format.h"
 #include "engine/base/check.h"
+#include "engine/base/status_macros.h"
 #include "kernels/common/types.h"
 
 namespace morphserve {
@@ -14,8 +15,8 @@ int32_t PagesOfLength(int32_t length) { return (length + kPageTokens - 1) / kPag
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerOptions& options, UnitPool* pages, const StepCost* cost)
-    : options_(options), pages_(pages), cost_(cost) {}
+Scheduler::Scheduler(const SchedulerOptions& options, CacheManager* caches, const StepCost* cost)
+    : options_(options), caches_(caches), cost_(cost) {}
 
 int64_t Scheduler::PagesFor(const LayerPlan& plan, int32_t length) {
   return int64_t{plan.full_layers()} * PagesOfLength(length);
@@ -27,72 +28,65 @@ void Scheduler::Enqueue(Sequence* sequence, absl::Time now) {
   waiting_.push_back(sequence);
 }
 
-void Scheduler::Remove(Sequence* sequence) {
+void Scheduler::Remove(Sequence* sequence, bool keep) {
   std::erase(running_, sequence);
   std::erase(waiting_, sequence);
-  ReleasePages(sequence);
+  if (keep && sequence->computed > 0 && sequence->request->writes_cache() &&
+      !sequence->caches.empty()) {
+    caches_->Finish(sequence->cache_key(), sequence->tokens, sequence->computed, &sequence->caches);
+  } else {
+    caches_->Release(&sequence->caches);
+  }
+  sequence->spilled.reset();
+  sequence->computed = 0;
   sequence->state = Sequence::State::kFinished;
 }
 
-void Scheduler::ReleasePages(Sequence* sequence) {
-  for (std::vector<UnitAddress>& table : sequence->caches.pages) {
-    for (const UnitAddress page : table) pages_->Release(page);
-    table.clear();
-  }
-  sequence->computed = 0;
+// Spilling moves every byte twice; recomputing runs the model over every position. Both are priced
+// from what this machine has been seen to do.
+bool Scheduler::WorthSpilling(const Sequence& victim) const {
+  const double spill_ms = cost_->CopyMs(2 * caches_->SpillBytes(victim.caches));
+  return spill_ms < cost_->PrefillMs(victim.computed);
 }
 
-bool Scheduler::EnsurePages(Sequence* sequence, int32_t length) {
-  SequenceCaches& caches = sequence->caches;
-  if (caches.pages.empty()) {
-    caches.pages.resize(static_cast<size_t>(options_.layers));
-    caches.slots.assign(static_cast<size_t>(options_.layers), -1);
-  }
-  const auto wanted = static_cast<size_t>(PagesOfLength(length));
-  size_t missing = 0;
-  for (int32_t l = 0; l < options_.layers; ++l) {
-    if (sequence->plan->kind(l) != LayerKind::kFull) continue;
-    const size_t have = caches.pages[static_cast<size_t>(l)].size();
-    missing += wanted > have ? wanted - have : 0;
-  }
-  if (missing == 0) return true;
-  std::vector<UnitAddress> fresh(missing);
-  if (!pages_->Allocate(fresh)) return false;
-  size_t next = 0;
-  for (int32_t l = 0; l < options_.layers; ++l) {
-    if (sequence->plan->kind(l) != LayerKind::kFull) continue;
-    std::vector<UnitAddress>& table = caches.pages[static_cast<size_t>(l)];
-    while (table.size() < wanted) table.push_back(fresh[next++]);
-  }
-  MS_CHECK(next == missing);
-  return true;
-}
-
-void Scheduler::Preempt(Sequence* victim, absl::Time now, std::vector<Sequence*>* preempted) {
+void Scheduler::Preempt(Sequence* victim, absl::Time now, Changes* changes) {
   std::erase(running_, victim);
-  ReleasePages(victim);
+  if (WorthSpilling(*victim)) victim->spilled = caches_->Spill(&victim->caches);
+  const bool spilled = victim->spilled != nullptr;
+  if (!spilled) {
+    // The index keeps what it can until somebody needs the room: resuming may find it there.
+    if (victim->computed > 0 && victim->request->writes_cache()) {
+      caches_->Finish(victim->cache_key(), victim->tokens, victim->computed, &victim->caches);
+    } else {
+      caches_->Release(&victim->caches);
+    }
+    victim->computed = 0;
+  }
+  victim->snapshot_marks.clear();
   ++victim->preemptions;
   Enqueue(victim, now);
-  preempted->push_back(victim);
+  changes->preempted.push_back(
+      {.sequence = victim, .resource = PreemptedBy::kPage, .spilled = spilled});
 }
 
-// Lowest priority first; among equals the one that is cheapest to restore for what it frees: with
-// recompute that is the youngest. Sequences preempted too often already are spared while there is
-// anyone else.
-Sequence* Scheduler::Victim(const Sequence* asking) const {
+// Lowest priority first; among equals the youngest, which has the least to lose. Sequences
+// preempted too often already are spared while there is anyone else.
+Sequence* Scheduler::Victim() const {
   const auto rank = [this](const Sequence* s) {
     const bool spared = s->preemptions >= options_.preemptions_max;
-    return std::tuple(!spared, -s->request->request.priority, s->arrival, s->index);
+    // A plan without full layers holds no page that another could use.
+    const bool useful = s->plan->full_layers() > 0;
+    return std::tuple(useful, !spared, -s->request->request.priority, s->arrival, s->index);
   };
   Sequence* victim = nullptr;
   for (Sequence* candidate : running_) {
     if (victim == nullptr || rank(candidate) > rank(victim)) victim = candidate;
   }
-  MS_CHECK(victim != nullptr && asking != nullptr);
+  MS_CHECK(victim != nullptr);
   return victim;
 }
 
-void Scheduler::GrowDecodes(absl::Time now, std::vector<Sequence*>* preempted) {
+void Scheduler::GrowDecodes(absl::Time now, Changes* changes) {
   // Older and more important first: they are never the victim of a younger one.
   std::vector<Sequence*> order = running_;
   std::stable_sort(order.begin(), order.end(), [](const Sequence* a, const Sequence* b) {
@@ -101,8 +95,8 @@ void Scheduler::GrowDecodes(absl::Time now, std::vector<Sequence*>* preempted) {
   });
   for (Sequence* sequence : order) {
     while (sequence->state == Sequence::State::kRunning &&
-           !EnsurePages(sequence, sequence->length())) {
-      Preempt(Victim(sequence), now, preempted);
+           !caches_->Reserve(*sequence->plan, sequence->length(), &sequence->caches)) {
+      Preempt(Victim(), now, changes);
     }
   }
 }
@@ -128,17 +122,59 @@ bool Scheduler::FitsNow(const Sequence& candidate) const {
     }
   }
   if (SequencesTaken() + wanted > options_.sequences_max) return false;
-  const int64_t own = PagesFor(*candidate.plan, candidate.length());
+  const LiveRequest& live = *candidate.request;
+  const int32_t shared =
+      candidate.spilled == nullptr && live.reads_cache()
+          ? caches_->Peek(candidate.cache_key(), candidate.tokens, candidate.length() - 1).tokens
+          : 0;
+  // Whole pages of a hit are shared, and no longer there for eviction: they count neither way.
+  const int64_t own = PagesFor(*candidate.plan, candidate.length()) -
+                      int64_t{candidate.plan->full_layers()} * (shared / kPageTokens);
   int64_t growth = 0;
   for (const Sequence* sequence : running_) {
     const int32_t length =
         std::min(sequence->length() + options_.growth_tokens, sequence->request->length_max());
     growth += PagesFor(*sequence->plan, length) - PagesFor(*sequence->plan, sequence->length());
   }
-  return own + growth <= pages_->available();
+  return caches_->CouldTake(own + growth, SlotsFor(*candidate.plan));
 }
 
-void Scheduler::Admit(absl::Time now) {
+bool Scheduler::TakeCaches(Sequence* candidate, Changes::Admitted* admitted) {
+  LiveRequest& live = *candidate->request;
+  const LayerPlan& plan = *candidate->plan;
+  if (candidate->spilled != nullptr) {
+    if (!caches_->Restore(plan, candidate->computed, candidate->spilled.get(),
+                          &candidate->caches)) {
+      return false;
+    }
+    if (!caches_->Reserve(plan, candidate->length(), &candidate->caches)) {
+      // Back to the host: its budget has just been given back.
+      candidate->spilled = caches_->Spill(&candidate->caches);
+      MS_CHECK(candidate->spilled != nullptr);
+      return false;
+    }
+    candidate->spilled.reset();
+    return true;
+  }
+  if (live.reads_cache()) {
+    admitted->looked_up = true;
+    admitted->hit = caches_->Attach(candidate->cache_key(), candidate->tokens,
+                                    candidate->length() - 1, &candidate->caches);
+  }
+  if (!caches_->Reserve(plan, candidate->length(), &candidate->caches)) {
+    caches_->Release(&candidate->caches);
+    return false;
+  }
+  candidate->computed = admitted->hit.tokens;
+  candidate->cached = admitted->hit.tokens;
+  candidate->checked = admitted->hit.tokens;
+  if (live.writes_cache()) {
+    candidate->snapshot_marks = MakeSnapshotMarks(live.request, admitted->hit);
+  }
+  return true;
+}
+
+void Scheduler::Admit(absl::Time now, Changes* changes) {
   if (waiting_.empty()) return;
   const auto starved = [&](const Sequence* s) {
     return now - s->request->request.received > options_.starvation;
@@ -155,7 +191,8 @@ void Scheduler::Admit(absl::Time now) {
   });
   for (size_t i = 0; i < waiting_.size();) {
     Sequence* candidate = waiting_[i];
-    if (!FitsNow(*candidate) || !EnsurePages(candidate, candidate->length())) {
+    Changes::Admitted admitted{.sequence = candidate};
+    if (!FitsNow(*candidate) || !TakeCaches(candidate, &admitted)) {
       // Smaller ones may pass it, but not once it starves.
       if (starved(candidate)) break;
       ++i;
@@ -164,26 +201,23 @@ void Scheduler::Admit(absl::Time now) {
     waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
     candidate->state = Sequence::State::kRunning;
     running_.push_back(candidate);
+    changes->admitted.push_back(admitted);
   }
 }
 
-// Chunks end on the absolute grid or at the end of the known tokens. The generated tokens of a
-// preempted sequence follow its prompt as rows like any others: full layers give a row the same
-// bits in a chunk as alone. Linear layers do not, so there the replay goes one token a step.
+// Chunks end on the absolute grid or at the end of the known tokens. On this backend a row has the
+// same bits in a chunk as alone, so the generated tokens of a preempted sequence follow its prompt
+// as rows like any others.
 int32_t Scheduler::ChunkEnd(const Sequence& sequence, int32_t budget) const {
-  int32_t end = sequence.length();
-  if (sequence.plan->full_layers() < sequence.plan->layers()) {
-    const int32_t prompt = sequence.request->prompt_len();
-    end = sequence.computed < prompt ? prompt : sequence.computed + 1;
-  }
+  const int32_t end = sequence.length();
   if (end - sequence.computed <= budget) return end;
   const int32_t on_grid = (sequence.computed + budget) / kPageTokens * kPageTokens;
   return std::max(on_grid, sequence.computed);
 }
 
-std::vector<ScheduledRows> Scheduler::Schedule(absl::Time now, std::vector<Sequence*>* preempted) {
-  GrowDecodes(now, preempted);
-  Admit(now);
+std::vector<ScheduledRows> Scheduler::Schedule(absl::Time now, Changes* changes) {
+  GrowDecodes(now, changes);
+  Admit(now, changes);
   std::vector<ScheduledRows> rows;
   int32_t used = 0;
   for (Sequence* sequence : running_) {
@@ -205,33 +239,30 @@ std::vector<ScheduledRows> Scheduler::Schedule(absl::Time now, std::vector<Seque
   return rows;
 }
 
-bool Scheduler::Fork(const Sequence& leader, Sequence* fork, std::vector<PageCopy>* copies) {
-  const int32_t length = leader.computed;
-  const bool partial = length % kPageTokens != 0;
-  std::vector<UnitAddress> fresh(partial ? static_cast<size_t>(leader.plan->full_layers())
-                                         : size_t{0});
-  if (!pages_->Allocate(fresh)) return false;
-  fork->caches.pages.resize(static_cast<size_t>(options_.layers));
-  fork->caches.slots.assign(static_cast<size_t>(options_.layers), -1);
-  const auto whole = static_cast<size_t>(length / kPageTokens);
-  size_t next = 0;
-  for (int32_t l = 0; l < options_.layers; ++l) {
-    if (leader.plan->kind(l) != LayerKind::kFull) continue;
-    const std::vector<UnitAddress>& from = leader.caches.pages[static_cast<size_t>(l)];
-    std::vector<UnitAddress>& to = fork->caches.pages[static_cast<size_t>(l)];
-    for (size_t p = 0; p < whole; ++p) {
-      pages_->Share(from[p]);
-      to.push_back(from[p]);
-    }
-    if (partial) {
-      copies->push_back({.from = from[whole], .to = fresh[next]});
-      to.push_back(fresh[next++]);
-    }
-  }
-  fork->computed = length;
+bool Scheduler::Fork(const Sequence& leader, Sequence* fork) {
+  if (!caches_->Fork(*leader.plan, leader.caches, leader.computed, &fork->caches)) return false;
+  fork->computed = leader.computed;
+  fork->cached = leader.cached;
+  fork->checked = leader.checked;
   fork->state = Sequence::State::kRunning;
   running_.push_back(fork);
   return true;
+}
+
+absl::Status Scheduler::CheckTables(const Sequence& sequence) const {
+  for (int32_t l = 0; l < options_.layers; ++l) {
+    const auto layer = static_cast<size_t>(l);
+    if (sequence.plan->kind(l) == LayerKind::kLinear) {
+      if (sequence.caches.slots[layer] >= 0) continue;
+      return absl::InternalError(absl::StrFormat("layer %d of a running sequence has no slot", l));
+    }
+    const size_t have = sequence.caches.pages[layer].size();
+    if (have < static_cast<size_t>(PagesOfLength(sequence.computed))) {
+      return absl::InternalError(absl::StrFormat("layer %d holds %d pages for %d computed tokens",
+                                                 l, have, sequence.computed));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Scheduler::CheckIntegrity() const {
@@ -239,28 +270,17 @@ absl::Status Scheduler::CheckIntegrity() const {
     if (sequence->state != Sequence::State::kRunning) {
       return absl::InternalError("a sequence on the running list is not running");
     }
-    for (int32_t l = 0; l < options_.layers; ++l) {
-      if (sequence->plan->kind(l) != LayerKind::kFull) continue;
-      const size_t have = sequence->caches.pages[static_cast<size_t>(l)].size();
-      if (have < static_cast<size_t>(PagesOfLength(sequence->computed))) {
-        return absl::InternalError(absl::StrFormat("layer %d holds %d pages for %d computed tokens",
-                                                   l, have, sequence->computed));
-      }
-    }
+    MS_RETURN_IF_ERROR(CheckTables(*sequence));
   }
   for (const Sequence* sequence : waiting_) {
     if (sequence->state != Sequence::State::kWaiting) {
       return absl::InternalError("a sequence on the waiting list is not waiting");
     }
-    for (const auto& table : sequence->caches.pages) {
-      if (!table.empty()) return absl::InternalError("a waiting sequence holds pages");
+    if (!sequence->caches.empty()) {
+      return absl::InternalError("a waiting sequence holds pages or slots");
     }
   }
-  if (running_.empty() && pages_->in_use() != 0) {
-    return absl::InternalError(
-        absl::StrFormat("%d pages are in use and nothing runs", pages_->in_use()));
-  }
-  return pages_->CheckIntegrity();
+  return caches_->CheckIntegrity();
 }
 
 }  // namespace morphserve

@@ -1,10 +1,11 @@
 // Scheduler decides, step by step, which sequences compute how many rows: every decoding sequence
 // gets its row first, what is left of the step goes to prefill chunks, and waiting sequences are
-// admitted when all their pages fit. When a running sequence cannot get a page, another is
-// preempted: its pages go back and it waits to be recomputed. It owns the queues and all page
-// tables; it knows nothing of tokens' values, text or sinks. Thread rule: engine thread only.
-// Ownership: sequences belong to the caller and are taken out with Remove before they die; their
-// pages are given back there.
+// admitted when all their pages and slots fit, starting from whatever prefix the cache holds. When
+// a running sequence cannot get a page, another is preempted: what it has computed is spilled to
+// host memory or left to the prefix index, and it waits to go on. It owns the queues; it knows
+// nothing of tokens' values, text or sinks. Thread rule: engine thread only. Ownership: sequences
+// belong to the caller and are taken out with Remove before they die; their units are given back
+// there.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,8 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "engine/cache/unit_pool.h"
+#include "engine/cache/cache_manager.h"
+#include "engine/engine_observer.h"
 #include "engine/scheduler/step_cost.h"
 #include "engine/sequence.h"
 
@@ -36,25 +38,42 @@ struct ScheduledRows {
 
 class Scheduler {
  public:
-  // `pages` and `cost` outlive this.
-  Scheduler(const SchedulerOptions& options, UnitPool* pages, const StepCost* cost);
+  // What Schedule did besides choosing rows.
+  struct Changes {
+    struct Preempted {
+      Sequence* sequence = nullptr;
+      PreemptedBy resource = PreemptedBy::kPage;
+      bool spilled = false;
+    };
+    std::vector<Preempted> preempted;
+    struct Admitted {
+      Sequence* sequence = nullptr;
+      bool looked_up = false;  // In the prefix cache, with this result.
+      CacheHit hit = {};
+    };
+    std::vector<Admitted> admitted;
+  };
 
-  // Pages a sequence of `length` tokens needs under `plan`.
+  // `caches` and `cost` outlive this.
+  Scheduler(const SchedulerOptions& options, CacheManager* caches, const StepCost* cost);
+
+  // Pages and slots that a sequence of `length` tokens needs under `plan`.
   static int64_t PagesFor(const LayerPlan& plan, int32_t length);
+  static int64_t SlotsFor(const LayerPlan& plan) { return plan.layers() - plan.full_layers(); }
 
   // Queues a new or preempted sequence.
   void Enqueue(Sequence* sequence, absl::Time now);
-  // Takes a sequence out, wherever it is, and gives its pages back.
-  void Remove(Sequence* sequence);
+  // Takes a sequence out, wherever it is, and gives its units back; with `keep` what it computed
+  // goes to the prefix index.
+  void Remove(Sequence* sequence, bool keep);
 
   // The rows of the next step: decodes in order of admission, then prefill chunks. Every page they
-  // write is allocated. Sequences preempted on the way are appended to `preempted`.
-  std::vector<ScheduledRows> Schedule(absl::Time now, std::vector<Sequence*>* preempted);
+  // write is allocated.
+  std::vector<ScheduledRows> Schedule(absl::Time now, Changes* changes);
 
-  // Makes `fork`, which has the same prompt as the running `leader`, run from the leader's caches:
-  // full pages are shared, a partly filled last page is copied (appended to `copies`, for the
-  // caller to do at once). False, with nothing taken, when pages are short.
-  bool Fork(const Sequence& leader, Sequence* fork, std::vector<PageCopy>* copies);
+  // Makes `fork`, which has the same prompt as the running `leader`, run from a copy of the
+  // leader's caches. False, with nothing taken, when units are short.
+  bool Fork(const Sequence& leader, Sequence* fork);
 
   const std::vector<Sequence*>& running() const { return running_; }
   const std::vector<Sequence*>& waiting() const { return waiting_; }
@@ -63,18 +82,21 @@ class Scheduler {
   absl::Status CheckIntegrity() const;
 
  private:
-  bool EnsurePages(Sequence* sequence, int32_t length);
-  void ReleasePages(Sequence* sequence);
-  void Preempt(Sequence* victim, absl::Time now, std::vector<Sequence*>* preempted);
-  Sequence* Victim(const Sequence* asking) const;
-  void GrowDecodes(absl::Time now, std::vector<Sequence*>* preempted);
-  void Admit(absl::Time now);
+  void Preempt(Sequence* victim, absl::Time now, Changes* changes);
+  bool WorthSpilling(const Sequence& victim) const;
+  Sequence* Victim() const;
+  void GrowDecodes(absl::Time now, Changes* changes);
+  void Admit(absl::Time now, Changes* changes);
+  // Takes the caches of a waiting sequence: its spilled ones, or the longest cached prefix and room
+  // for the rest. False, with nothing taken, when they do not fit.
+  bool TakeCaches(Sequence* candidate, Changes::Admitted* admitted);
   bool FitsNow(const Sequence& candidate) const;
   int32_t SequencesTaken() const;
   int32_t ChunkEnd(const Sequence& sequence, int32_t budget) const;
+  absl::Status CheckTables(const Sequence& sequence) const;
 
   const SchedulerOptions options_;
-  UnitPool* const pages_;
+  CacheManager* const caches_;
   const StepCost* const cost_;
   std::vector<Sequence*> running_;  // In order of admission.
   std::vector<Sequence*> waiting_;

@@ -16,6 +16,11 @@ class StepCost {
   // Prefill rows that fit beside `decode_rows` into `target_ms`; 0 only when decode alone fills it.
   int32_t PrefillRowsWithin(int32_t decode_rows, double target_ms) const;
 
+  // What `rows` prefill rows take; 0 until measured.
+  double PrefillMs(int32_t rows) const { return prefill_row_ms_ * rows; }
+  // What copying so many bytes takes, at a rate any memory of today exceeds.
+  static double CopyMs(int64_t bytes) { return static_cast<double>(bytes) / kCopyBytesPerMs; }
+
   // The least time ever seen for one prefill row and for one decode step of one sequence: what even
   // an idle server cannot beat. 0 until measured.
   double best_prefill_row_ms() const {
@@ -24,6 +29,8 @@ class StepCost {
   double best_decode_ms() const { return best_decode_ms_.load(std::memory_order_relaxed); }
 
  private:
+  static constexpr double kCopyBytesPerMs = 2e6;
+
   double DecodeMs(int32_t rows) const;
 
   double decode_base_ms_ = 0;  // A decode step of one row; moving mean.

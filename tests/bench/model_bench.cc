@@ -2,35 +2,17 @@
 // at several batch sizes and depths, prefill, load time and resident memory, with the bytes each
 // step must read and their share of the read bandwidth measured in the same run. Figures are
 // medians; --json prints them for tests/bench/compare.py.
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
-#include <memory>
-#include <random>
 #include <string>
-#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "engine/base/machine.h"
-#include "engine/loader/checkpoint.h"
-#include "engine/memory_plan.h"
-#include "engine/runner/cpu_runner.h"
-#include "kernels/cpu/thread_pool.h"
+#include "tests/bench/bench_model.h"
 #include "tests/bench/read_bandwidth.h"
 
 namespace morphserve {
 namespace {
-
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 double ResidentMiB() {
   std::ifstream file("/proc/self/status");
@@ -42,118 +24,6 @@ double ResidentMiB() {
   }
   return 0;
 }
-
-class Bench {
- public:
-  Bench(const std::string& path, WeightsDType dtype, int32_t threads, int32_t context) {
-    const double begin = Seconds();
-    auto checkpoint = OpenCheckpoint(path);
-    if (!checkpoint.ok()) Die(checkpoint.status());
-    pool_ = kernels::cpu::ThreadPool::Create(threads, true);
-    auto weights = LoadWeights(*checkpoint, dtype, pool_.get(), nullptr, nullptr);
-    if (!weights.ok()) Die(weights.status());
-    load_s_ = Seconds() - begin;
-    weight_bytes_ = (*weights)->storage.bytes();
-    EngineOptions options;
-    options.weights_dtype = dtype;
-    kv_dtype_ = ResolveKvDType(options);
-    config_ = checkpoint->config;
-    const ModelLimits limits = {.rows = 512, .sequences = 64, .context = context, .logit_rows = 64};
-    auto model = HybridModel::Create(config_, *std::move(weights), kv_dtype_, limits,
-                                     &kernels::CpuBackend(), {.pool = pool_.get()});
-    if (!model.ok()) Die(model.status());
-    const int64_t page = PageUnitBytes(config_, kv_dtype_);
-    arena_ = *Arena::Create(int64_t{4} << 30, SuperBlockBytes(page));
-    pages_ = std::make_unique<UnitPool>(arena_.get(), page);
-    runner_ = std::make_unique<CpuRunner>(*std::move(model), pages_.get(), arena_->base(),
-                                          pool_.get(), config_.vocab, 64);
-    plan_ = std::make_unique<LayerPlan>(LayerPlan::AllFull(config_.layers, Digest{}));
-  }
-
-  // Median seconds of a step of `sequences` segments of `rows` tokens at depth `depth`.
-  double Step(int32_t sequences, int32_t rows, int32_t depth, int32_t repeats) {
-    std::vector<SequenceCaches> caches(static_cast<size_t>(sequences));
-    for (SequenceCaches& c : caches) Fill(&c, depth + rows);
-    StepBatch batch;
-    for (int32_t s = 0; s < sequences; ++s) {
-      batch.segments.push_back({.row_begin = batch.rows(),
-                                .row_count = rows,
-                                .position = depth,
-                                .caches = &caches[static_cast<size_t>(s)],
-                                .plan = plan_.get()});
-      for (int32_t r = 0; r < rows; ++r) {
-        batch.tokens.push_back(
-            static_cast<int32_t>(random_() % static_cast<uint32_t>(config_.vocab)));
-      }
-      LogitRow row;
-      row.row = batch.rows() - 1;
-      row.sample.temperature = 0;
-      batch.logit_rows.push_back(row);
-    }
-    std::vector<kernels::SampleResult> results;
-    std::vector<double> times;
-    for (int32_t i = -2; i < repeats; ++i) {
-      const double begin = Seconds();
-      const absl::Status status = runner_->Run(batch, &results);
-      if (!status.ok()) Die(status);
-      if (i >= 0) times.push_back(Seconds() - begin);
-    }
-    for (SequenceCaches& c : caches) {
-      for (auto& table : c.pages) {
-        for (const UnitAddress unit : table) pages_->Release(unit);
-      }
-    }
-    return Median(times);
-  }
-
-  int64_t weight_bytes() const { return weight_bytes_; }
-  // What one decode step reads of the weights: all but the embedding, of which it reads rows (a
-  // tied head is read).
-  int64_t step_bytes(int32_t sequences, int32_t depth) const {
-    const int64_t kv = int64_t{config_.layers} *
-                       kernels::PageBytes(kv_dtype_, config_.kv_heads, config_.head_dim) /
-                       kPageTokens;
-    return weight_bytes_ + sequences * kv * depth;
-  }
-  double load_s() const { return load_s_; }
-  kernels::cpu::ThreadPool* pool() { return pool_.get(); }
-
- private:
-  [[noreturn]] static void Die(const absl::Status& status) {
-    std::fprintf(stderr, "model_bench: %s\n", std::string(status.message()).c_str());
-    std::exit(1);
-  }
-
-  // Pages of a sequence with random finite content: zeros would be unlike anything that is served.
-  void Fill(SequenceCaches* caches, int32_t length) {
-    const auto count = static_cast<size_t>((length + kPageTokens - 1) / kPageTokens);
-    caches->slots.assign(static_cast<size_t>(config_.layers), -1);
-    caches->pages.resize(static_cast<size_t>(config_.layers));
-    for (auto& table : caches->pages) {
-      table.resize(count);
-      if (!pages_->Allocate(table)) Die(absl::ResourceExhaustedError("pages ran out"));
-      for (const UnitAddress unit : table) {
-        std::byte* data = pages_->data(unit);
-        for (int64_t i = 0; i < pages_->unit_bytes(); i += 2) {
-          // f16 and bf16 both read 0x3..., 0xB... as values of about one half.
-          const auto bits = static_cast<uint16_t>(0x3400 | (random_() & 0x83FF));
-          std::memcpy(data + i, &bits, 2);
-        }
-      }
-    }
-  }
-
-  ModelConfig config_;
-  KvDType kv_dtype_ = KvDType::kF16;
-  std::unique_ptr<kernels::cpu::ThreadPool> pool_;
-  std::unique_ptr<Arena> arena_;
-  std::unique_ptr<UnitPool> pages_;
-  std::unique_ptr<CpuRunner> runner_;
-  std::unique_ptr<LayerPlan> plan_;
-  std::mt19937 random_{1};
-  int64_t weight_bytes_ = 0;
-  double load_s_ = 0;
-};
 
 int Main(int argc, char** argv) {
   if (argc < 2) {
@@ -175,7 +45,8 @@ int Main(int argc, char** argv) {
                               : WeightsDType::kNative;
     }
   }
-  Bench bench(argv[1], dtype, threads, 8192);
+  BenchModel bench(argv[1], "", dtype, threads, 8192);
+  const LayerPlan plan = bench.Plan(bench.config().layers);
   const double resident = ResidentMiB();
   const double bandwidth = MeasureReadBandwidth(bench.pool());
   std::string rows;
@@ -190,8 +61,9 @@ int Main(int argc, char** argv) {
   }
   const auto report = [&](const std::string& name, int32_t sequences, int32_t row_count,
                           int32_t depth, int32_t repeats) {
-    const double s = bench.Step(sequences, row_count, depth, repeats);
-    const double share = static_cast<double>(bench.step_bytes(sequences, depth)) / s / bandwidth;
+    const double s = bench.Step(plan, sequences, row_count, depth, repeats);
+    const double share =
+        static_cast<double>(bench.StepBytes(plan, sequences, depth)) / s / bandwidth;
     if (json) {
       rows +=
           absl::StrFormat("%s\"%s\":{\"ms\":%.4f,\"tokens_per_s\":%.2f,\"bus_share\":%.4f}",

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/engine_core.h"
+#include "engine/runner/cpu_unit_memory.h"
 #include "tests/engine/fake_runner.h"
 #include "tests/engine/recording_sink.h"
 
@@ -17,9 +18,11 @@ namespace morphserve {
 
 struct CoreOptions {
   int32_t layers = 2;
-  int64_t super_blocks = 1;  // Each holds `pages_per_block` pages.
-  int64_t pages_per_block = 8192;
+  int64_t super_blocks = 4;  // Each holds `pages_per_block` pages, or as many slots.
+  int64_t pages_per_block = 4096;
   SchedulerOptions scheduler = {};
+  CacheOptions cache = {};
+  int32_t guard_trips_max = 3;
 };
 
 class CoreHarness {
@@ -27,23 +30,40 @@ class CoreHarness {
   explicit CoreHarness(CoreOptions options)
       : arena_(*Arena::Create(options.super_blocks * options.pages_per_block * kFakePageBytes,
                               options.pages_per_block * kFakePageBytes)),
-        pages_(arena_.get(), kFakePageBytes),
-        plans_(std::make_shared<const LayerPlan>(LayerPlan::AllFull(options.layers, Digest{}))),
-        runner(&pages_, options.layers) {
-    options.scheduler.layers = options.layers;
-    core = std::make_unique<EngineCore>(options.scheduler, &pages_, &runner, &cost_, &plans_,
-                                        nullptr, &clock, nullptr);
+        memory_(arena_->base(), {}),
+        plans(std::make_shared<const LayerPlan>(LayerPlan::AllFull(options.layers, Digest{}))),
+        runner(arena_->base(), options.layers) {
+    options.cache.layers = options.layers;
+    options.cache.page_bytes = kFakePageBytes;
+    options.cache.slot_bytes = kFakeSlotBytes;
+    caches = CacheManager::Create(options.cache, arena_.get(), &memory_, &clock);
+    CoreSettings settings;
+    settings.scheduler = options.scheduler;
+    settings.scheduler.layers = options.layers;
+    settings.guard_trips_max = options.guard_trips_max;
+    core = std::make_unique<EngineCore>(settings, caches.get(), &runner, &cost, &plans, nullptr,
+                                        &clock, nullptr);
   }
   ~CoreHarness() {
     core->CancelAll(absl::CancelledError("test ends"));
     core.reset();
   }
 
-  std::shared_ptr<RecordingSink> Add(Request request) {
+  // Registers a plan from one F or L a layer.
+  std::shared_ptr<const LayerPlan> Plan(std::string_view kinds) {
+    std::vector<LayerKind> list;
+    for (const char c : kinds) list.push_back(c == 'F' ? LayerKind::kFull : LayerKind::kLinear);
+    return *plans.Register(std::make_shared<const LayerPlan>(std::move(list), Digest{}, Digest{1}),
+                           std::string(kinds), "test");
+  }
+
+  std::shared_ptr<RecordingSink> Add(Request request,
+                                     std::shared_ptr<const LayerPlan> plan = nullptr) {
     auto sink = std::make_shared<RecordingSink>();
     if (request.id.empty()) request.id = "r" + std::to_string(++ids_);
+    if (plan != nullptr) request.plan_id = plan->id();
     request.received = clock.Now();
-    core->Add(std::move(request), sink);
+    core->Add(std::move(request), std::move(plan), sink);
     return sink;
   }
 
@@ -57,17 +77,20 @@ class CoreHarness {
     clock.Advance(absl::Milliseconds(5));
     ASSERT_EQ(core->CheckIntegrity(), absl::OkStatus());
   }
-  int64_t pages_in_use() const { return pages_.in_use(); }
+  // Units that sequences hold; cached ones are not counted.
+  int64_t pages_in_use() const { return caches->Usage().pages_running; }
+  int64_t slots_in_use() const { return caches->Usage().slots_running; }
 
  private:
   std::unique_ptr<Arena> arena_;
-  UnitPool pages_;
-  StepCost cost_;
-  PlanRegistry plans_;
+  CpuUnitMemory memory_;
 
  public:
-  FakeRunner runner;
+  StepCost cost;  // Knows nothing until told: the clock stands still during a step.
   FakeClock clock;
+  PlanRegistry plans;
+  FakeRunner runner;
+  std::unique_ptr<CacheManager> caches;
   std::unique_ptr<EngineCore> core;
 
  private:

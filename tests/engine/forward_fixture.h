@@ -1,5 +1,6 @@
-// A checkpoint and its forward pass without engine or scheduler: logits of chosen positions, in
-// chunks of the test's choosing, and greedy continuations token by token.
+// A checkpoint, with or without branches, and its forward pass without engine or scheduler: logits
+// of chosen positions under any plan, in chunks of the test's choosing, and greedy continuations
+// token by token.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -9,19 +10,22 @@
 #include <string>
 #include <vector>
 
-#include "engine/cache/unit_pool.h"
+#include "engine/cache/cache_manager.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/memory_plan.h"
 #include "engine/model/hybrid_model.h"
+#include "engine/model/stored_plans.h"
+#include "engine/runner/cpu_unit_memory.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace morphserve {
 
 class Forward {
  public:
-  // Fails the test and stays empty when the checkpoint does not load.
-  Forward(const std::string& path, WeightsDType dtype, int32_t context)
-      : pool_(kernels::cpu::ThreadPool::Create(2, false)) {
+  // Fails the test and stays empty when the checkpoint or the branches do not load.
+  Forward(const std::string& path, WeightsDType dtype, int32_t context,
+          const std::string& branches_source = "", int32_t threads = 2)
+      : pool_(kernels::cpu::ThreadPool::Create(threads, false)) {
     auto checkpoint = OpenCheckpoint(path);
     EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
     if (!checkpoint.ok()) return;
@@ -29,34 +33,58 @@ class Forward {
     auto weights = LoadWeights(*checkpoint, dtype, pool_.get(), nullptr, nullptr);
     EXPECT_TRUE(weights.ok()) << weights.status();
     if (!weights.ok()) return;
+    std::unique_ptr<Branches> branches;
+    if (!branches_source.empty()) {
+      auto header = OpenBranches(branches_source, config_);
+      EXPECT_TRUE(header.ok()) << header.status();
+      if (!header.ok()) return;
+      auto loaded = LoadBranches(*header, config_, (*weights)->base_id, dtype);
+      EXPECT_TRUE(loaded.ok()) << loaded.status();
+      if (!loaded.ok()) return;
+      branches = *std::move(loaded);
+    }
     EngineOptions options;
     options.weights_dtype = dtype;
     const KvDType kv = ResolveKvDType(options);
-    const ModelLimits limits = {
-        .rows = context, .sequences = 1, .context = context, .logit_rows = 8};
-    model_ = *HybridModel::Create(config_, *std::move(weights), kv, limits, &kernels::CpuBackend(),
-                                  {.pool = pool_.get()});
     const int64_t page = PageUnitBytes(config_, kv);
+    const int64_t slot =
+        SlotUnitBytes(config_, branches == nullptr ? nullptr : &branches->header, kv);
+    const kernels::SlotShape shape = branches == nullptr
+                                         ? kernels::SlotShape{}
+                                         : MakeSlotShape(branches->header.config, config_, kv);
+    const ModelLimits limits = {
+        .rows = context, .sequences = 4, .context = context, .logit_rows = 8};
+    model_ = *HybridModel::Create(config_, *std::move(weights), std::move(branches), kv, limits,
+                                  &kernels::CpuBackend(), {.pool = pool_.get()});
+    const int64_t block = SuperBlockBytes(page, slot);
     const int64_t pages = int64_t{config_.layers} * (context / kPageTokens + 1);
-    const int64_t block = SuperBlockBytes(page);
-    arena_ = *Arena::Create((pages / (block / page) + 1) * block, block);
-    pages_ = std::make_unique<UnitPool>(arena_.get(), page);
-    plan_ = std::make_unique<LayerPlan>(LayerPlan::AllFull(config_.layers, Digest{}));
-    caches_.slots.assign(static_cast<size_t>(config_.layers), -1);
-    caches_.pages.resize(static_cast<size_t>(config_.layers));
-    for (auto& table : caches_.pages) {
-      table.resize(static_cast<size_t>(context / kPageTokens + 1));
-      EXPECT_TRUE(pages_->Allocate(table));
-    }
+    const int64_t blocks =
+        pages / (block / page) + 2 + (slot == 0 ? 0 : int64_t{config_.layers} / (block / slot) + 1);
+    arena_ = *Arena::Create(blocks * block, block);
+    memory_ = std::make_unique<CpuUnitMemory>(arena_->base(), shape);
+    books_ = CacheManager::Create(
+        {.layers = config_.layers, .page_bytes = page, .slot_bytes = slot, .prefix_cache = false},
+        arena_.get(), memory_.get(), &clock_);
+    context_ = context;
+    UsePlan(std::string(static_cast<size_t>(config_.layers), 'F'));
   }
   ~Forward() {
-    for (const auto& table : caches_.pages) {
-      for (const UnitAddress page : table) pages_->Release(page);
-    }
+    if (books_ != nullptr) books_->Release(&caches_);
+  }
+
+  // From here on every pass runs under the plan of these kinds, one F or L a layer.
+  void UsePlan(const std::string& kinds) {
+    auto parsed = ParseKinds(kinds, nullptr, config_.layers);
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    books_->Release(&caches_);
+    plan_ = std::make_unique<LayerPlan>(*std::move(parsed), Digest{}, Digest{});
+    ASSERT_TRUE(books_->Reserve(*plan_, context_, &caches_));
   }
 
   bool ok() const { return model_ != nullptr; }
   int32_t vocab() const { return config_.vocab; }
+  int32_t layers() const { return config_.layers; }
+  const HybridModel& model() const { return *model_; }
 
   // Logits at `positions` (rising) of the prompt, computed in chunks of `chunk` tokens.
   std::vector<std::vector<float>> Logits(const std::vector<int32_t>& ids,
@@ -102,13 +130,16 @@ class Forward {
     return {logits, logits + config_.vocab};
   }
 
+  SystemClock clock_;
   std::unique_ptr<kernels::cpu::ThreadPool> pool_;
   std::unique_ptr<Arena> arena_;
-  std::unique_ptr<UnitPool> pages_;
+  std::unique_ptr<CpuUnitMemory> memory_;
+  std::unique_ptr<CacheManager> books_;
   ModelConfig config_;
   std::unique_ptr<HybridModel> model_;
   std::unique_ptr<LayerPlan> plan_;
   SequenceCaches caches_;
+  int32_t context_ = 0;
 };
 
 }  // namespace morphserve

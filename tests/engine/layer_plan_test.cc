@@ -40,5 +40,59 @@ TEST(PlanRegistry, FindsByIdAndUniquePrefixOnly) {
   EXPECT_EQ(registry.epoch(), 1u);
 }
 
+std::shared_ptr<const LayerPlan> PlanOf(std::string_view kinds) {
+  std::vector<LayerKind> list;
+  for (const char c : kinds) list.push_back(c == 'F' ? LayerKind::kFull : LayerKind::kLinear);
+  return std::make_shared<const LayerPlan>(std::move(list), Digest{}, Digest{1});
+}
+
+// Catches: a plan known twice, an epoch that does not move, a pointer that moves others.
+TEST(PlanRegistry, PointersMoveAloneAndEveryMoveIsAnEpoch) {
+  PlanRegistry registry(PlanOf("FFF"));
+  const auto hybrid = *registry.Register(PlanOf("FLF"), "hybrid", "test");
+  EXPECT_EQ(*registry.Register(PlanOf("FLF"), "again", "test"), hybrid);
+  EXPECT_EQ(registry.List().size(), 2u);
+  EXPECT_EQ(*registry.Point(PlanPointer::kActive, hybrid->id()), 2u);
+  EXPECT_EQ(registry.active(), hybrid);
+  EXPECT_EQ(registry.Get(PlanPointer::kHighest)->full_layers(), 3);
+  EXPECT_EQ(registry.History(PlanPointer::kActive).size(), 2u);
+  EXPECT_EQ(registry.Point(PlanPointer::kActive, "p-0").status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_EQ(registry.Remove(hybrid->id()).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// Catches: a withdrawn plan that goes on serving, or pointers left without a plan.
+TEST(PlanRegistry, WithdrawingAPlanSendsItsPointersBack) {
+  PlanRegistry registry(PlanOf("FFF"));
+  const auto first = *registry.Register(PlanOf("FLF"), "", "test");
+  const auto second = *registry.Register(PlanOf("LLL"), "", "test");
+  ASSERT_TRUE(registry.Point(PlanPointer::kActive, first->id()).ok());
+  ASSERT_TRUE(registry.Point(PlanPointer::kActive, second->id()).ok());
+  ASSERT_TRUE(registry.Withdraw(second->id(), "3 guard trips").ok());
+  EXPECT_EQ(registry.active(), first);
+  EXPECT_EQ(registry.Find(second->id()).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(registry.Point(PlanPointer::kActive, second->id()).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(registry.Withdraw(first->id(), "tests").ok());
+  EXPECT_EQ(registry.active()->full_layers(), 3);
+  EXPECT_EQ(registry.Withdraw(registry.active()->id(), "tests").code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+// Catches: a table that grows without a bound, or that drops what a pointer can roll back to.
+TEST(PlanRegistry, AFullTableDropsTheOldestPlanThatNothingNames) {
+  PlanRegistry registry(PlanOf("FFF"), /*table_max=*/3);
+  const auto named = *registry.Register(PlanOf("LFF"), "", "test");
+  ASSERT_TRUE(registry.Point(PlanPointer::kActive, named->id()).ok());
+  const auto idle = *registry.Register(PlanOf("FLF"), "", "test");
+  ASSERT_TRUE(registry.Register(PlanOf("FFL"), "", "test").ok());
+  EXPECT_EQ(registry.Find(idle->id()).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(registry.Find(named->id()).ok());
+  const auto last = *registry.Register(PlanOf("LLF"), "", "test");
+  ASSERT_TRUE(registry.Point(PlanPointer::kFastest, last->id()).ok());
+  EXPECT_EQ(registry.Register(PlanOf("LLL"), "", "test").status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
 }  // namespace
 }  // namespace morphserve

@@ -1,0 +1,241 @@
+#include "engine/model/linear_layer.h"
+
+#include <array>
+#include <cmath>
+#include <span>
+
+#include "engine/base/status_macros.h"
+
+namespace morphserve {
+namespace {
+
+const float* DataOrNull(const std::vector<float>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+// Fills buffers.qkv, the recurrent mixer's input, from the base's projections and low-rank changes.
+absl::Status SharedProjections(const LayerContext& c, const LinearWeights& w,
+                               const DownColumns& columns, const StepRows& rows) {
+  const ModelBuffers& b = *c.buffers;
+  const int32_t head_dim = c.branches->head_dim;
+  const int32_t width = c.branches->heads * head_dim;
+  const int32_t kv_width = c.config->kv_heads * c.config->head_dim;
+  const std::array<kernels::LowRankPart, 4> parts = {{{.weights = &w.bq,
+                                                       .x_column = columns.q,
+                                                       .base = b.q,
+                                                       .base_stride = width,
+                                                       .base_width = width,
+                                                       .head_dim = head_dim,
+                                                       .n = width,
+                                                       .y = b.qkv,
+                                                       .y_stride = 3 * width},
+                                                      {.weights = &w.bk,
+                                                       .x_column = columns.k,
+                                                       .base = b.k,
+                                                       .base_stride = kv_width,
+                                                       .base_width = kv_width,
+                                                       .head_dim = head_dim,
+                                                       .n = width,
+                                                       .y = b.qkv + width,
+                                                       .y_stride = 3 * width},
+                                                      {.weights = &w.bv,
+                                                       .x_column = columns.v,
+                                                       .base = b.v,
+                                                       .base_stride = kv_width,
+                                                       .base_width = kv_width,
+                                                       .head_dim = head_dim,
+                                                       .n = width,
+                                                       .y = b.qkv + 2 * width,
+                                                       .y_stride = 3 * width},
+                                                      {.weights = &w.gu,
+                                                       .bias = DataOrNull(w.gb),
+                                                       .x_column = columns.gate,
+                                                       .n = width,
+                                                       .y = b.z,
+                                                       .y_stride = width}}};
+  return c.backend->low_rank({.x = b.down,
+                              .x_stride = columns.width,
+                              .rows = rows.linear.count(),
+                              .row_list = rows.linear.list(),
+                              .parts = parts},
+                             c.stream);
+}
+
+absl::Status OwnProjections(const LayerContext& c, const LinearWeights& w,
+                            const DownColumns& columns, const StepRows& rows) {
+  const ModelBuffers& b = *c.buffers;
+  const int32_t head_dim = c.branches->head_dim;
+  const int32_t width = c.branches->heads * head_dim;
+  const int32_t kv_width = c.config->kv_heads * c.config->head_dim;
+  const std::array<kernels::MatmulPart, 3> products = {
+      {{.weights = &w.wq, .y = b.qkv, .y_stride = 3 * width},
+       {.weights = &w.wk, .y = b.own_k, .y_stride = kv_width},
+       {.weights = &w.wv, .y = b.own_v, .y_stride = kv_width}}};
+  MS_RETURN_IF_ERROR(ListedMatmul(c, b.normed, c.config->hidden, rows.linear, products));
+  const std::array<kernels::LowRankPart, 3> parts = {{{.base = b.own_k,
+                                                       .base_stride = kv_width,
+                                                       .base_width = kv_width,
+                                                       .head_dim = head_dim,
+                                                       .n = width,
+                                                       .y = b.qkv + width,
+                                                       .y_stride = 3 * width},
+                                                      {.base = b.own_v,
+                                                       .base_stride = kv_width,
+                                                       .base_width = kv_width,
+                                                       .head_dim = head_dim,
+                                                       .n = width,
+                                                       .y = b.qkv + 2 * width,
+                                                       .y_stride = 3 * width},
+                                                      {.weights = &w.gu,
+                                                       .bias = DataOrNull(w.gb),
+                                                       .x_column = columns.gate,
+                                                       .n = width,
+                                                       .y = b.z,
+                                                       .y_stride = width}}};
+  return c.backend->low_rank({.x = b.down,
+                              .x_stride = columns.width,
+                              .rows = rows.linear.count(),
+                              .row_list = rows.linear.list(),
+                              .parts = parts},
+                             c.stream);
+}
+
+absl::Status Recurrent(const LayerContext& c, const LinearWeights& w, const DownColumns& columns,
+                       const kernels::SlotShape& shape, StepRows* rows) {
+  const ModelBuffers& b = *c.buffers;
+  const BranchesConfig& config = *c.branches;
+  const bool delta = config.kind != BranchKind::kLightning;
+  const int64_t width = int64_t{config.heads} * config.head_dim;
+  const RopeConfig& rope = c.config->rope;
+  return c.backend->recurrent_mixer(
+      {.kind = delta ? kernels::RecurrentKind::kGatedDelta : kernels::RecurrentKind::kLightning,
+       .shape = shape,
+       .qkv = b.qkv,
+       .qkv_stride = 3 * width,
+       .conv = DataOrNull(w.conv),
+       .silu = config.silu,
+       .cos = config.rope ? b.cos : nullptr,
+       .sin = config.rope ? b.sin : nullptr,
+       .rotary_dim = config.rope ? rope.rotary_dim : 0,
+       .interleaved = rope.interleaved,
+       .qk_norm = config.qk_norm,
+       .a = delta ? b.down + columns.a : nullptr,
+       .b = delta ? b.down + columns.b : nullptr,
+       .gate_stride = columns.width,
+       .a_log = DataOrNull(w.a_log),
+       .dt_bias = DataOrNull(w.dt_bias),
+       .b_beta = DataOrNull(w.b_beta),
+       .slopes = DataOrNull(w.slopes),
+       .scale = config.scale,
+       .norm_weight = w.nw.data(),
+       .per_head_norm = delta,
+       .eps = config.norm_eps,
+       .output_gate = delta ? kernels::OutputGate::kSilu : kernels::OutputGate::kSigmoid,
+       .z = b.z,
+       .z_stride = width,
+       .out = b.mixed,
+       .out_stride = width,
+       .row_list = rows->linear.list(),
+       .segments = rows->mixer,
+       .emits = rows->emits,
+       .slot_base = c.arena_base,
+       .nonfinite = rows->nonfinite.data(),
+       .workspace = b.mixer_workspace,
+       .workspace_bytes = b.mixer_workspace_bytes},
+      c.stream);
+}
+
+absl::Status Window(const LayerContext& c, const LayerWeights& base, const LinearWeights& w,
+                    const DownColumns& columns, const kernels::SlotShape& shape, StepRows* rows) {
+  const ModelBuffers& b = *c.buffers;
+  const ModelConfig& model = *c.config;
+  const int64_t q_width = int64_t{model.heads} * model.head_dim;
+  const int64_t kv_width = int64_t{model.kv_heads} * model.head_dim;
+  const bool beside_state = c.branches->has_state();
+  return c.backend->window_mixer(
+      {.shape = shape,
+       .q = b.q,
+       .q_stride = q_width,
+       .k = b.k,
+       .k_stride = kv_width,
+       .v = b.v,
+       .v_stride = kv_width,
+       .q_norm = DataOrNull(base.q_norm),
+       .k_norm = DataOrNull(base.k_norm),
+       .norm_eps = model.norm_eps,
+       .cos = b.cos,
+       .sin = b.sin,
+       .rotary_dim = model.rope.rotary_dim,
+       .interleaved = model.rope.interleaved,
+       .heads = model.heads,
+       .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(model.head_dim))),
+       .gate = beside_state ? b.down + columns.window : nullptr,
+       .gate_bias = DataOrNull(w.bs),
+       .gate_stride = columns.width,
+       .accumulate = beside_state,
+       .out = b.mixed,
+       .out_stride = q_width,
+       .row_list = rows->linear.list(),
+       .segments = rows->mixer,
+       .emits = rows->emits,
+       .slot_base = c.arena_base,
+       .nonfinite = rows->nonfinite.data(),
+       .workspace = b.mixer_workspace,
+       .workspace_bytes = b.mixer_workspace_bytes},
+      c.stream);
+}
+
+}  // namespace
+
+absl::Status ListedMatmul(const LayerContext& c, const float* x, int64_t x_stride,
+                          const RowList& rows, std::span<const kernels::MatmulPart> parts) {
+  return c.backend->matmul({.x = x,
+                            .x_stride = x_stride,
+                            .rows = rows.count(),
+                            .row_list = rows.list(),
+                            .parts = parts,
+                            .workspace = c.buffers->matmul_workspace,
+                            .workspace_bytes = c.buffers->matmul_workspace_bytes},
+                           c.stream);
+}
+
+absl::Status LinearMix(const LayerContext& c, const LayerWeights& base, const LinearWeights& branch,
+                       StepRows* rows) {
+  const BranchesConfig& config = *c.branches;
+  const kernels::SlotShape shape = MakeSlotShape(config, *c.config, c.kv_dtype);
+  const DownColumns columns = MakeDownColumns(config);
+  if (config.has_state()) {
+    const kernels::MatmulPart down = {
+        .weights = &branch.down, .y = c.buffers->down, .y_stride = columns.width};
+    MS_RETURN_IF_ERROR(
+        ListedMatmul(c, c.buffers->normed, c.config->hidden, rows->linear, std::span(&down, 1)));
+    MS_RETURN_IF_ERROR(config.own ? OwnProjections(c, branch, columns, *rows)
+                                  : SharedProjections(c, branch, columns, *rows));
+    MS_RETURN_IF_ERROR(Recurrent(c, branch, columns, shape, rows));
+  }
+  if (!config.has_window()) return absl::OkStatus();
+  return Window(c, base, branch, columns, shape, rows);
+}
+
+absl::Status LinearOutput(const LayerContext& c, const LinearWeights& branch,
+                          const StepRows& rows) {
+  const BranchesConfig& config = *c.branches;
+  if (!config.has_state() || config.own) return absl::OkStatus();
+  const int64_t width = int64_t{config.heads} * config.head_dim;
+  const kernels::MatmulPart in = {
+      .weights = &branch.ao, .y = c.buffers->low, .y_stride = config.rank};
+  MS_RETURN_IF_ERROR(ListedMatmul(c, c.buffers->mixed, width, rows.linear, std::span(&in, 1)));
+  const kernels::LowRankPart out = {.weights = &branch.bo,
+                                    .n = c.config->hidden,
+                                    .y = c.buffers->x,
+                                    .y_stride = c.config->hidden,
+                                    .accumulate = true};
+  return c.backend->low_rank({.x = c.buffers->low,
+                              .x_stride = config.rank,
+                              .rows = rows.linear.count(),
+                              .row_list = rows.linear.list(),
+                              .parts = std::span(&out, 1)},
+                             c.stream);
+}
+
+}  // namespace morphserve

@@ -1,0 +1,42 @@
+// The mixer of a layer's linear rows, from the normed input to its share of the residual stream:
+// low-rank changes of the base's projections or projections of its own, gates, the recurrent mixer
+// and the window beside it. Source: engine/model/README.md, the table of branch kinds. Thread rule:
+// engine thread only.
+#pragma once
+
+#include "absl/status/status.h"
+#include "engine/model/branches.h"
+#include "engine/model/model_buffers.h"
+#include "engine/model/model_config.h"
+#include "engine/model/step_rows.h"
+#include "engine/model/weights.h"
+#include "kernels/backend.h"
+
+namespace morphserve {
+
+// What one step's layers share; pointers are borrowed for the step.
+struct LayerContext {
+  const ModelConfig* config = nullptr;
+  const BranchesConfig* branches = nullptr;  // Null: dense.
+  KvDType kv_dtype = KvDType::kF16;
+  const ModelBuffers* buffers = nullptr;
+  const kernels::Backend* backend = nullptr;
+  kernels::Stream stream;
+  std::byte* arena_base = nullptr;
+};
+
+// Reads buffers.normed and, for shared projections and windows, the base's q, k, v before rotation;
+// writes the linear rows of buffers.mixed. q and k of these rows are scratch afterwards.
+absl::Status LinearMix(const LayerContext& context, const LayerWeights& base,
+                       const LinearWeights& branch, StepRows* rows);
+
+// What the output projection of linear rows adds beyond the base's: the low-rank part of shared
+// projections, accumulated into buffers.x. Nothing for own ones.
+absl::Status LinearOutput(const LayerContext& context, const LinearWeights& branch,
+                          const StepRows& rows);
+
+// y [rows, n] (+)= x W for listed rows; W may be several matrices over one input.
+absl::Status ListedMatmul(const LayerContext& context, const float* x, int64_t x_stride,
+                          const RowList& rows, std::span<const kernels::MatmulPart> parts);
+
+}  // namespace morphserve

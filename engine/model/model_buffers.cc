@@ -1,0 +1,120 @@
+#include "engine/model/model_buffers.h"
+
+#include <algorithm>
+
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+#include "kernels/attention.h"
+#include "kernels/gemm.h"
+#include "kernels/recurrent_mixer.h"
+#include "kernels/window_mixer.h"
+
+namespace morphserve {
+namespace {
+
+// Cuts one block of memory into aligned pieces; with a null base it only adds up sizes.
+class Cutter {
+ public:
+  explicit Cutter(std::byte* base) : base_(base) {}
+
+  std::byte* Bytes(int64_t bytes) {
+    std::byte* piece = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += (bytes + 63) / 64 * 64;
+    return piece;
+  }
+  float* Floats(int64_t rows, int64_t width) {
+    return reinterpret_cast<float*>(Bytes(rows * width * static_cast<int64_t>(sizeof(float))));
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  std::byte* const base_;
+  int64_t used_ = 0;
+};
+
+int64_t MatmulBytes(const ModelConfig& c, const ModelLimits& limits) {
+  const int32_t rows = std::max(limits.rows, limits.logit_rows);
+  const int32_t widest = std::max({c.hidden, c.heads * c.head_dim, c.mlp_width});
+  return kernels::MatmulWorkspaceBytes(rows, widest);
+}
+
+int64_t MixerBytes(const ModelConfig& c, const BranchesConfig* b, KvDType kv_dtype,
+                   const ModelLimits& limits, int32_t threads) {
+  int64_t bytes = kernels::AttentionWorkspaceBytes(limits.sequences, limits.rows, limits.context,
+                                                   c.heads, c.head_dim, threads);
+  if (b == nullptr) return bytes;
+  if (b->has_state()) {
+    bytes = std::max(bytes, kernels::RecurrentWorkspaceBytes(limits.sequences, limits.rows,
+                                                             b->heads, b->head_dim));
+  }
+  if (b->has_window()) {
+    bytes = std::max(
+        bytes, kernels::WindowWorkspaceBytes(limits.sequences, limits.rows,
+                                             MakeSlotShape(*b, c, kv_dtype), c.heads));
+  }
+  return bytes;
+}
+
+void CutLinear(const ModelConfig& c, const BranchesConfig& b, const ModelLimits& limits,
+               Cutter* cutter, ModelBuffers* out) {
+  const int64_t width = int64_t{b.heads} * b.head_dim;
+  const int64_t rows = limits.rows;
+  const int32_t down = MakeDownColumns(b).width;
+  if (b.has_state()) {
+    out->qkv = cutter->Floats(rows, 3 * width);
+    out->z = cutter->Floats(rows, width);
+  }
+  if (down > 0) out->down = cutter->Floats(rows, down);
+  if (b.own) {
+    out->own_k = cutter->Floats(rows, int64_t{c.kv_heads} * c.head_dim);
+    out->own_v = cutter->Floats(rows, int64_t{c.kv_heads} * c.head_dim);
+  } else if (b.rank > 0) {
+    out->low = cutter->Floats(rows, b.rank);
+  }
+}
+
+int64_t Cut(const ModelConfig& c, const BranchesConfig* branches, KvDType kv_dtype,
+            const ModelLimits& limits, int32_t threads, std::byte* base, ModelBuffers* out) {
+  const int64_t q_width = int64_t{c.heads} * c.head_dim;
+  const int64_t kv_width = int64_t{c.kv_heads} * c.head_dim;
+  Cutter cutter(base);
+  out->x = cutter.Floats(limits.rows, c.hidden);
+  out->normed = cutter.Floats(limits.rows, c.hidden);
+  out->q = cutter.Floats(limits.rows, q_width);
+  out->k = cutter.Floats(limits.rows, kv_width);
+  out->v = cutter.Floats(limits.rows, kv_width);
+  out->mixed = cutter.Floats(limits.rows, q_width);
+  out->gate = cutter.Floats(limits.rows, c.mlp_width);
+  out->up = cutter.Floats(limits.rows, c.mlp_width);
+  out->cos = cutter.Floats(limits.rows, c.rope.rotary_dim / 2);
+  out->sin = cutter.Floats(limits.rows, c.rope.rotary_dim / 2);
+  out->logits = cutter.Floats(limits.logit_rows, c.vocab);
+  out->picked = cutter.Floats(limits.logit_rows, c.hidden);
+  if (branches != nullptr) CutLinear(c, *branches, limits, &cutter, out);
+  out->matmul_workspace_bytes = MatmulBytes(c, limits);
+  out->matmul_workspace = cutter.Bytes(out->matmul_workspace_bytes);
+  out->mixer_workspace_bytes = MixerBytes(c, branches, kv_dtype, limits, threads);
+  out->mixer_workspace = cutter.Bytes(out->mixer_workspace_bytes);
+  return cutter.used();
+}
+
+}  // namespace
+
+int64_t ModelBuffers::Bytes(const ModelConfig& config, const BranchesConfig* branches,
+                            KvDType kv_dtype, const ModelLimits& limits, int32_t threads) {
+  ModelBuffers scratch;
+  return Cut(config, branches, kv_dtype, limits, threads, nullptr, &scratch);
+}
+
+absl::StatusOr<ModelBuffers> ModelBuffers::Create(const ModelConfig& config,
+                                                  const BranchesConfig* branches, KvDType kv_dtype,
+                                                  const ModelLimits& limits, int32_t threads) {
+  ModelBuffers buffers;
+  const int64_t bytes = Bytes(config, branches, kv_dtype, limits, threads);
+  MS_ASSIGN_OR_RETURN(buffers.memory, PagesMemory::Map(bytes));
+  MS_CHECK(Cut(config, branches, kv_dtype, limits, threads, buffers.memory.data(), &buffers) ==
+           bytes);
+  return buffers;
+}
+
+}  // namespace morphserve

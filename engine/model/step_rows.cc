@@ -1,0 +1,64 @@
+#include "engine/model/step_rows.h"
+
+#include "engine/base/check.h"
+
+namespace morphserve {
+namespace {
+
+void AddRows(const StepSegment& segment, RowList* list) {
+  for (int32_t r = 0; r < segment.row_count; ++r) list->rows.push_back(segment.row_begin + r);
+}
+
+}  // namespace
+
+void StepRows::Split(const StepBatch& batch, int32_t layer) {
+  const auto l = static_cast<size_t>(layer);
+  full.rows.clear();
+  linear.rows.clear();
+  attention.clear();
+  mixer.clear();
+  emits.clear();
+  batch_segment.clear();
+  page_of_row.assign(static_cast<size_t>(batch.rows()), -1);
+  offset_of_row.assign(static_cast<size_t>(batch.rows()), 0);
+  for (size_t s = 0; s < batch.segments.size(); ++s) {
+    const StepSegment& segment = batch.segments[s];
+    if (segment.plan->kind(layer) == LayerKind::kLinear) {
+      const UnitAddress slot = segment.caches->slots[l];
+      MS_CHECK(slot >= 0);
+      mixer.push_back({.row_begin = linear.count(),
+                       .row_count = segment.row_count,
+                       .position = segment.position,
+                       .src_slot = slot,
+                       .dst_slot = slot,
+                       .emit_begin = static_cast<int32_t>(emits.size()),
+                       .emit_count = segment.emit_count});
+      for (int32_t e = 0; e < segment.emit_count; ++e) {
+        const SnapshotEmit& emit = batch.emits[static_cast<size_t>(segment.emit_begin + e)];
+        emits.push_back({.rows = emit.rows, .slot = (*emit.slots)[l]});
+      }
+      batch_segment.push_back(static_cast<int32_t>(s));
+      AddRows(segment, &linear);
+      continue;
+    }
+    const std::vector<UnitAddress>& pages = segment.caches->pages[l];
+    attention.push_back({.row_begin = full.count(),
+                         .row_count = segment.row_count,
+                         .kv_len = segment.position + segment.row_count,
+                         .page_table = pages.data()});
+    for (int32_t r = 0; r < segment.row_count; ++r) {
+      const auto row = static_cast<size_t>(segment.row_begin + r);
+      const int32_t position = segment.position + r;
+      const auto page = static_cast<size_t>(position / kPageTokens);
+      MS_DCHECK(page < pages.size());
+      page_of_row[row] = pages[page];
+      offset_of_row[row] = position % kPageTokens;
+    }
+    AddRows(segment, &full);
+  }
+  full.all = full.count() == batch.rows();
+  linear.all = linear.count() == batch.rows();
+  nonfinite.assign(mixer.size(), 0);
+}
+
+}  // namespace morphserve

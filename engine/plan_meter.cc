@@ -1,0 +1,26 @@
+#include "engine/plan_meter.h"
+
+namespace morphserve {
+
+void PlanMeter::Observe(std::string_view plan_id, int32_t running, int64_t context_sum,
+                        double step_ms) {
+  constexpr double kMemory = 0.98;
+  if (running < 1) return;
+  const double context = static_cast<double>(context_sum) / running;
+  MutexLock lock(&mutex_);
+  const auto [it, fresh] = plans_.try_emplace(std::string(plan_id));
+  PlanStatus::Measured& mean = it->second;
+  const double keep = fresh ? 0 : kMemory;
+  mean.step_ms = keep * mean.step_ms + (1 - keep) * step_ms;
+  mean.running = keep * mean.running + (1 - keep) * running;
+  mean.context = keep * mean.context + (1 - keep) * context;
+}
+
+std::optional<PlanStatus::Measured> PlanMeter::Of(std::string_view plan_id) const {
+  MutexLock lock(&mutex_);
+  const auto it = plans_.find(std::string(plan_id));
+  if (it == plans_.end()) return std::nullopt;
+  return it->second;
+}
+
+}  // namespace morphserve

@@ -1,0 +1,27 @@
+// PlanMeter remembers how long decode steps of each plan took lately: steps in which one plan ran
+// alone and nothing was prefilled. Thread rule: any thread.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/container/flat_hash_map.h"
+#include "engine/base/mutex.h"
+#include "engine/engine.h"
+
+namespace morphserve {
+
+class PlanMeter {
+ public:
+  // A decode step of `running` sequences whose contexts add up to `context_sum` tokens.
+  void Observe(std::string_view plan_id, int32_t running, int64_t context_sum, double step_ms);
+  // Moving means over about the last fifty steps.
+  std::optional<PlanStatus::Measured> Of(std::string_view plan_id) const;
+
+ private:
+  mutable Mutex mutex_;
+  absl::flat_hash_map<std::string, PlanStatus::Measured> plans_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace morphserve

@@ -1,0 +1,194 @@
+// A loaded model with caches of random content at any depth, for benchmarks of whole steps: no
+// server, no scheduler. Exits with a message when something does not load.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/cache/cache_manager.h"
+#include "engine/loader/checkpoint.h"
+#include "engine/memory_plan.h"
+#include "engine/model/stored_plans.h"
+#include "engine/runner/cpu_runner.h"
+#include "engine/runner/cpu_unit_memory.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace morphserve {
+
+inline double Seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+inline double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+class BenchModel {
+ public:
+  // `branches_source` may be empty.
+  BenchModel(const std::string& path, const std::string& branches_source, WeightsDType dtype,
+             int32_t threads, int32_t context) {
+    const double begin = Seconds();
+    auto checkpoint = OpenCheckpoint(path);
+    if (!checkpoint.ok()) Die(checkpoint.status());
+    pool_ = kernels::cpu::ThreadPool::Create(threads, true);
+    auto weights = LoadWeights(*checkpoint, dtype, pool_.get(), nullptr, nullptr);
+    if (!weights.ok()) Die(weights.status());
+    config_ = checkpoint->config;
+    weight_bytes_ = (*weights)->storage.bytes();
+    std::unique_ptr<Branches> branches;
+    if (!branches_source.empty()) {
+      auto header = OpenBranches(branches_source, config_);
+      if (!header.ok()) Die(header.status());
+      auto loaded = LoadBranches(*header, config_, (*weights)->base_id, dtype);
+      if (!loaded.ok()) Die(loaded.status());
+      branches = *std::move(loaded);
+      branch_bytes_ = branches->storage.bytes();
+      header_ = branches->header;
+    }
+    load_s_ = Seconds() - begin;
+    EngineOptions options;
+    options.weights_dtype = dtype;
+    kv_dtype_ = ResolveKvDType(options);
+    const BranchesHeader* header = branches_source.empty() ? nullptr : &header_;
+    if (header != nullptr) slot_shape_ = MakeSlotShape(header->config, config_, kv_dtype_);
+    page_bytes_ = PageUnitBytes(config_, kv_dtype_);
+    slot_bytes_ = SlotUnitBytes(config_, header, kv_dtype_);
+    const ModelLimits limits = {.rows = 512, .sequences = 64, .context = context, .logit_rows = 64};
+    auto model = HybridModel::Create(config_, *std::move(weights), std::move(branches), kv_dtype_,
+                                     limits, &kernels::CpuBackend(), {.pool = pool_.get()});
+    if (!model.ok()) Die(model.status());
+    arena_ = *Arena::Create(int64_t{4} << 30, SuperBlockBytes(page_bytes_, slot_bytes_));
+    memory_ = std::make_unique<CpuUnitMemory>(arena_->base(), slot_shape_);
+    books_ = CacheManager::Create({.layers = config_.layers,
+                                   .page_bytes = page_bytes_,
+                                   .slot_bytes = slot_bytes_,
+                                   .prefix_cache = false},
+                                  arena_.get(), memory_.get(), &clock_);
+    runner_ = std::make_unique<CpuRunner>(*std::move(model), arena_->base(), pool_.get(),
+                                          config_.vocab, 64);
+  }
+
+  // The plan that keeps the `full_layers` layers of the default ranking.
+  LayerPlan Plan(int32_t full_layers) const {
+    auto kinds = RankedKinds(DefaultRanking(header_), config_.layers, full_layers);
+    if (!kinds.ok()) Die(kinds.status());
+    return LayerPlan(*std::move(kinds), Digest{}, Digest{});
+  }
+
+  // Median seconds of a step of `rows` tokens at depth `depth` for one sequence of each plan.
+  double Step(const std::vector<const LayerPlan*>& plans, int32_t rows, int32_t depth,
+              int32_t repeats) {
+    std::vector<SequenceCaches> caches(plans.size());
+    StepBatch batch;
+    for (size_t s = 0; s < plans.size(); ++s) {
+      Fill(*plans[s], depth + rows, &caches[s]);
+      batch.segments.push_back({.row_begin = batch.rows(),
+                                .row_count = rows,
+                                .position = depth,
+                                .caches = &caches[s],
+                                .plan = plans[s]});
+      for (int32_t r = 0; r < rows; ++r) batch.tokens.push_back(AnyToken());
+      LogitRow row;
+      row.row = batch.rows() - 1;
+      row.sample.temperature = 0;
+      batch.logit_rows.push_back(row);
+    }
+    StepResult result;
+    std::vector<double> times;
+    for (int32_t i = -2; i < repeats; ++i) {
+      const double begin = Seconds();
+      const absl::Status status = runner_->Run(batch, &result);
+      if (!status.ok()) Die(status);
+      if (i >= 0) times.push_back(Seconds() - begin);
+    }
+    for (SequenceCaches& c : caches) books_->Release(&c);
+    return Median(times);
+  }
+  double Step(const LayerPlan& plan, int32_t sequences, int32_t rows, int32_t depth,
+              int32_t repeats) {
+    return Step(std::vector<const LayerPlan*>(static_cast<size_t>(sequences), &plan), rows, depth,
+                repeats);
+  }
+
+  const ModelConfig& config() const { return config_; }
+  int64_t weight_bytes() const { return weight_bytes_; }
+  // What a decode step must read, and write of states: weights once, branches where a layer is
+  // linear, pages up to the depth, of a slot the state both ways and the window once.
+  int64_t StepBytes(const LayerPlan& plan, int32_t sequences, int32_t depth) const {
+    const int64_t linear = plan.layers() - plan.full_layers();
+    const int64_t slot = 2 * kernels::SlotStateBytes(slot_shape_) +
+                         2 * kernels::SlotConvBytes(slot_shape_) +
+                         kernels::SlotRingBytes(slot_shape_);
+    return weight_bytes_ + branch_bytes_ * linear / std::max(plan.layers(), 1) +
+           sequences * (plan.full_layers() * page_bytes_ / kPageTokens * depth + linear * slot);
+  }
+  double load_s() const { return load_s_; }
+  kernels::cpu::ThreadPool* pool() { return pool_.get(); }
+
+ private:
+  [[noreturn]] static void Die(const absl::Status& status) {
+    std::fprintf(stderr, "bench: %s\n", std::string(status.message()).c_str());
+    std::exit(1);
+  }
+
+  int32_t AnyToken() {
+    return static_cast<int32_t>(random_() % static_cast<uint32_t>(config_.vocab));
+  }
+
+  // Random finite content: zeros would be unlike anything that is served.
+  void FillHalves(std::span<std::byte> bytes) {
+    for (size_t i = 0; i + 1 < bytes.size(); i += 2) {
+      // f16 and bf16 both read 0x3..., 0xB... as values of about one half.
+      const auto bits = static_cast<uint16_t>(0x3400 | (random_() & 0x83FF));
+      std::memcpy(&bytes[i], &bits, 2);
+    }
+  }
+
+  void Fill(const LayerPlan& plan, int32_t length, SequenceCaches* caches) {
+    if (!books_->Reserve(plan, length, caches)) {
+      Die(absl::ResourceExhaustedError("pages ran out"));
+    }
+    std::vector<std::byte> page(static_cast<size_t>(page_bytes_));
+    for (const auto& table : caches->pages) {
+      for (const UnitAddress unit : table) {
+        FillHalves(page);
+        memory_->Write(unit, page);
+      }
+    }
+    std::vector<std::byte> slot(static_cast<size_t>(slot_bytes_));
+    for (const UnitAddress unit : caches->slots) {
+      if (unit < 0) continue;
+      FillHalves(slot);
+      memory_->Write(unit, slot);
+    }
+  }
+
+  SystemClock clock_;
+  ModelConfig config_;
+  BranchesHeader header_;
+  kernels::SlotShape slot_shape_;
+  KvDType kv_dtype_ = KvDType::kF16;
+  int64_t page_bytes_ = 0;
+  int64_t slot_bytes_ = 0;
+  std::unique_ptr<kernels::cpu::ThreadPool> pool_;
+  std::unique_ptr<Arena> arena_;
+  std::unique_ptr<CpuUnitMemory> memory_;
+  std::unique_ptr<CacheManager> books_;
+  std::unique_ptr<CpuRunner> runner_;
+  std::mt19937 random_{1};
+  int64_t weight_bytes_ = 0;
+  int64_t branch_bytes_ = 0;
+  double load_s_ = 0;
+};
+
+}  // namespace morphserve
