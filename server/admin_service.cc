@@ -12,7 +12,11 @@
 #include "absl/time/clock.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
+#include "server/arena_bytes.h"
 #include "server/errors.h"
+#include "server/plan_lookup.h"
+#include "server/plan_messages.h"
+#include "server/translate_options.h"
 
 namespace morphserve {
 namespace {
@@ -58,11 +62,22 @@ absl::StatusOr<absl::Duration> ReadDuration(const google::protobuf::Duration& va
   return duration;
 }
 
-void FillPool(int64_t running, int64_t cached, int64_t free, int64_t unit, v1::Pool* pool) {
-  pool->set_total(static_cast<uint64_t>((running + cached + free) * unit));
-  pool->set_running(static_cast<uint64_t>(running * unit));
-  pool->set_cached(static_cast<uint64_t>(cached * unit));
-  pool->set_free(static_cast<uint64_t>(free * unit));
+void FillPool(int64_t total, int64_t running, int64_t cached, int64_t free, v1::Pool* pool) {
+  pool->set_total(static_cast<uint64_t>(total));
+  pool->set_running(static_cast<uint64_t>(running));
+  pool->set_cached(static_cast<uint64_t>(cached));
+  pool->set_free(static_cast<uint64_t>(free));
+}
+
+void FillPools(const EngineLoad& load, const MemoryVerdict& memory, v1::Load* out) {
+  const CacheUsage& use = load.cache;
+  FillPool(use.pages_total, use.pages_running, use.pages_cached, use.pages_free,
+           out->mutable_pages());
+  FillPool(use.slots_total, use.slots_running, use.slots_cached, use.slots_free,
+           out->mutable_slots());
+  // Of the whole arena, whichever of the two its super-blocks are lent to.
+  const ArenaBytes bytes = ArenaBytesOf(load, memory);
+  FillPool(bytes.total, bytes.running(), bytes.cached(), bytes.free, out->mutable_arena_bytes());
 }
 
 std::chrono::system_clock::time_point After(absl::Duration duration) {
@@ -74,30 +89,21 @@ std::chrono::system_clock::time_point After(absl::Duration duration) {
 v1::Load MakeLoad(const ServingState& state) {
   v1::Load out;
   out.set_state(std::string(ServingPhaseName(state.phase())));
-  const Engine* engine = state.engine();
+  Engine* const engine = state.engine();
   if (engine == nullptr) return out;
   const EngineLoad load = engine->GetLoad();
-  const EngineInfo& info = engine->info();
   out.set_step(load.step);
   out.set_running(static_cast<uint32_t>(load.running));
   out.set_waiting(static_cast<uint32_t>(load.waiting));
   out.set_waiting_tokens(static_cast<uint64_t>(load.waiting_tokens));
   out.set_preempted(static_cast<uint32_t>(load.preempted));
-  const int64_t page_bytes = info.memory.page_bytes;
-  FillPool(load.pages_running, load.pages_cached, load.pages_free, page_bytes,
-           out.mutable_arena_bytes());
-  out.mutable_arena_bytes()->set_total(static_cast<uint64_t>(load.arena_bytes));
-  FillPool(load.pages_running, load.pages_cached, load.pages_free, 1, out.mutable_pages());
-  out.mutable_slots()->set_running(static_cast<uint64_t>(load.slots_running));
+  FillPools(load, engine->info().memory, &out);
   out.set_step_ms_p50(load.step_ms_p50);
   out.set_tokens_per_second(load.tokens_per_second);
   out.set_oldest_wait_ms(load.oldest_wait_ms);
-  v1::PlanRef* active = out.mutable_pointers()->mutable_active();
-  active->set_plan_id(info.active_plan_id);
-  active->set_full_layers(static_cast<uint32_t>(info.full_layers));
-  active->set_layers(static_cast<uint32_t>(info.layers));
-  if (load.running > 0) {
-    (*out.mutable_running_by_plan())[info.active_plan_id] = static_cast<uint32_t>(load.running);
+  FillPointers(engine, out.mutable_pointers());
+  for (const auto& [plan_id, running] : load.running_by_plan) {
+    (*out.mutable_running_by_plan())[plan_id] = static_cast<uint32_t>(running);
   }
   return out;
 }
@@ -240,6 +246,10 @@ absl::Status AdminService::DoAbort(const v1::AbortRequest& request, v1::AbortRes
   }
   TrackedEngine* engine = deps_.engine();
   if (engine == nullptr) return deps_.state->Accepting();
+  std::string plan_id;
+  if (!request.plan_id().empty()) {
+    MS_ASSIGN_OR_RETURN(plan_id, CompletePlanId(engine, request.plan_id()));
+  }
   std::set<std::string> asked(request.request_ids().begin(), request.request_ids().end());
   const absl::Status end =
       WithReason(absl::AbortedError("request was ended by an administrator"), reason::kAdminAbort);
@@ -248,12 +258,33 @@ absl::Status AdminService::DoAbort(const v1::AbortRequest& request, v1::AbortRes
     const bool named = asked.erase(live.id) != 0;
     const bool chosen = named || request.all() ||
                         (!request.tenant().empty() && live.tenant == request.tenant()) ||
-                        (!request.plan_id().empty() && live.plan_id == request.plan_id());
+                        (!plan_id.empty() && live.plan_id == plan_id);
     if (chosen && engine->Cancel(live.id, end)) ++aborted;
   }
   response->set_aborted(aborted);
   for (const std::string& id : asked) response->add_unknown_ids(id);
   MS_LOG(INFO) << "abort: " << aborted << " requests ended by an administrator";
+  return absl::OkStatus();
+}
+
+absl::Status AdminService::DoFlush(const v1::FlushPrefixCacheRequest& request,
+                                   v1::FlushPrefixCacheResponse* response) {
+  if (request.has_salt() && !request.has_tenant()) {
+    return FieldInvalid("salt", "goes with tenant; only tenants divide the cache by salt");
+  }
+  TrackedEngine* engine = deps_.engine();
+  if (engine == nullptr) return deps_.state->Accepting();
+  std::optional<std::string> plan_id, salt;
+  if (request.has_plan_id()) {
+    MS_ASSIGN_OR_RETURN(plan_id, CompletePlanId(engine, request.plan_id()));
+  }
+  if (request.has_tenant()) salt = EngineSalt(request.tenant(), request.salt());
+  const CacheManager::Flushed flushed =
+      engine->FlushPrefixCache(std::move(plan_id), std::move(salt));
+  response->set_entries(static_cast<uint64_t>(flushed.entries));
+  response->set_bytes(static_cast<uint64_t>(flushed.bytes));
+  MS_LOG(INFO) << "prefix cache flushed by an administrator: entries=" << flushed.entries
+               << " bytes=" << flushed.bytes;
   return absl::OkStatus();
 }
 
@@ -375,7 +406,9 @@ grpc::ServerUnaryReactor* AdminService::FlushPrefixCache(grpc::CallbackServerCon
                                                          grpc::ByteBuffer* response) {
   return Unary<v1::FlushPrefixCacheRequest, v1::FlushPrefixCacheResponse>(
       context, "FlushPrefixCache", Scope::kAdmin, request, response,
-      [](const auto&, auto*) { return FeatureUnavailable("FlushPrefixCache"); });
+      [this](const v1::FlushPrefixCacheRequest& in, v1::FlushPrefixCacheResponse* out) {
+        return DoFlush(in, out);
+      });
 }
 
 grpc::ServerUnaryReactor* AdminService::Pause(grpc::CallbackServerContext* context,

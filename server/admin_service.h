@@ -1,7 +1,6 @@
-// AdminService implements morphserve.v1.Admin for listener 8003. Pause and FlushPrefixCache belong
-// to a later release and say so; Resume ends a drain that holds. Thread rule: gRPC's threads; Tick
-// from one thread. Ownership: outlives the gRPC server it is registered with; what AdminDeps points
-// to outlives it.
+// AdminService implements morphserve.v1.Admin for listener 8003. Pause belongs to a later release
+// and says so; Resume ends a drain that holds. Thread rule: gRPC's threads; Tick from one thread.
+// Ownership: outlives the gRPC server it is registered with; what AdminDeps points to outlives it.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -89,6 +88,8 @@ class AdminService final : public AdminBase {
                                   grpc::ByteBuffer* response, Work work);
 
   absl::Status DoAbort(const v1::AbortRequest& request, v1::AbortResponse* response);
+  absl::Status DoFlush(const v1::FlushPrefixCacheRequest& request,
+                       v1::FlushPrefixCacheResponse* response);
   absl::Status DoDrain(const v1::DrainRequest& request, v1::DrainResponse* response);
   absl::Status DoSetLogLevel(const v1::SetLogLevelRequest& request,
                              v1::SetLogLevelResponse* response);

@@ -18,6 +18,7 @@ struct Shorthand {
 constexpr Shorthand kShorthands[] = {
     {"model", "model.path"},
     {"model_name", "model.name"},
+    {"branches", "model.branches"},
     {"weights_dtype", "model.weights_dtype"},
     {"kv_dtype", "cache.kv_dtype"},
     {"arena_bytes", "cache.arena_bytes"},
@@ -204,6 +205,8 @@ std::string HelpText() {
   out +=
       "\nexamples\n"
       "  morphserve --model model.gguf\n"
+      "  morphserve --model model.gguf --branches model.branches.safetensors\n"
+      "  morphserve --model model.gguf --branches window:256 --set plans.active=full_layers=8\n"
       "  morphserve --config morphserve.yaml --set scheduler.sequences_max=16 --log-level debug\n"
       "  morphserve --model model.gguf --weights-dtype f32 --context-tokens 2048 --check-config\n"
       "  morphserve --probe=127.0.0.1:8001,readiness\n";

@@ -50,8 +50,9 @@ struct RetryRule {
   std::string_view reason;
   int64_t after_ms;
 };
-constexpr std::array<RetryRule, 5> kRetryRules = {{
+constexpr std::array<RetryRule, 6> kRetryRules = {{
     {reason::kQueueFull, 1000},
+    {reason::kPlansLiveMax, 1000},
     {reason::kAdminAbort, 1000},
     {reason::kStarting, 1000},
     {reason::kDraining, 1000},

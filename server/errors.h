@@ -10,9 +10,9 @@
 //   INVALID_ARGUMENT     FIELD_INVALID, CONTEXT_TOO_LONG, NEVER_FITS, TEMPLATE_FAILED
 //   NOT_FOUND            MODEL_NOT_FOUND, PLAN_NOT_FOUND
 //   ALREADY_EXISTS       REQUEST_ID_IN_USE
-//   FAILED_PRECONDITION  NO_CHAT_TEMPLATE, NO_TOKENIZER
+//   FAILED_PRECONDITION  NO_CHAT_TEMPLATE, NO_TOKENIZER, NOT_MORPHABLE, PLAN_WITHDRAWN
 //   UNIMPLEMENTED        FEATURE_UNAVAILABLE (metadata: field)
-//   RESOURCE_EXHAUSTED   QUEUE_FULL (retry), SLOW_READER, RESPONSE_TOO_LARGE
+//   RESOURCE_EXHAUSTED   QUEUE_FULL, PLANS_LIVE_MAX (both retry), SLOW_READER, RESPONSE_TOO_LARGE
 //   DEADLINE_EXCEEDED    DEADLINE_UNREACHABLE (metadata: needed_ms, left_ms, basis),
 //                        DEADLINE_PASSED (metadata: phase, completion_tokens once admitted)
 //   ABORTED              ADMIN_ABORT (retry)
@@ -48,6 +48,7 @@ inline constexpr char kTemplateFailed[] = "TEMPLATE_FAILED";
 inline constexpr char kModelNotFound[] = "MODEL_NOT_FOUND";
 inline constexpr char kNoChatTemplate[] = "NO_CHAT_TEMPLATE";
 inline constexpr char kNoTokenizer[] = "NO_TOKENIZER";
+inline constexpr char kPlansLiveMax[] = "PLANS_LIVE_MAX";
 inline constexpr char kFeatureUnavailable[] = "FEATURE_UNAVAILABLE";
 inline constexpr char kSlowReader[] = "SLOW_READER";
 inline constexpr char kResponseTooLarge[] = "RESPONSE_TOO_LARGE";

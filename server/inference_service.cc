@@ -78,8 +78,8 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
                                                      grpc::ByteBuffer* response) {
   return StartText<v1::TokenizeRequest>(
       context, request, response, "Tokenize",
-      [](const Translator& translator, const v1::TokenizeRequest& message, absl::Time now) {
-        return translator.Tokenize(message, now);
+      [](const Translator& translator, const v1::TokenizeRequest& message, const CallFacts& facts) {
+        return translator.Tokenize(message, facts.received);
       });
 }
 
@@ -88,7 +88,7 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
                                                        grpc::ByteBuffer* response) {
   return StartText<v1::DetokenizeRequest>(
       context, request, response, "Detokenize",
-      [](const Translator& translator, const v1::DetokenizeRequest& message, absl::Time) {
+      [](const Translator& translator, const v1::DetokenizeRequest& message, const CallFacts&) {
         return translator.Detokenize(message);
       });
 }
@@ -98,9 +98,8 @@ grpc::ServerUnaryReactor* InferenceService::CountTokens(grpc::CallbackServerCont
                                                         grpc::ByteBuffer* response) {
   return StartText<v1::CountTokensRequest>(
       context, request, response, "CountTokens",
-      [](const Translator& translator, const v1::CountTokensRequest& message, absl::Time now) {
-        return translator.CountTokens(message, now);
-      });
+      [](const Translator& translator, const v1::CountTokensRequest& message,
+         const CallFacts& facts) { return translator.CountTokens(message, facts); });
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
@@ -195,7 +194,7 @@ absl::StatusOr<Request> InferenceService::Translate(const Pending& pending,
 
 absl::Status InferenceService::Submit(const Pending& pending) const {
   const ServedModel* model = state_->model();
-  const Translator translator(model, &state_->config().limits);
+  const Translator translator(model, &state_->config());
   bool token_ids = false;
   MS_ASSIGN_OR_RETURN(Request request, Translate(pending, translator, &token_ids));
   if (pending.outbox->ended()) return absl::CancelledError("the client cancelled");
@@ -230,19 +229,23 @@ grpc::ServerUnaryReactor* InferenceService::StartText(grpc::CallbackServerContex
     reactor->Fail(accepting);
     return reactor;
   }
-  const bool posted = pool_.TryPost(BytesOf(*request), [this, reactor, bytes = *request, answer] {
-    if (reactor->cancelled()) {
-      reactor->Fail(absl::CancelledError("the client cancelled"));
-      return;
-    }
-    RequestMessage message;
-    if (const absl::Status parsed = ParseMessage(bytes, &message); !parsed.ok()) {
-      reactor->Fail(parsed);
-      return;
-    }
-    const Translator translator(state_->model(), &state_->config().limits);
-    reactor->Answer(answer(translator, message, clock_->Now()));
-  });
+  CallFacts facts;
+  facts.tenant = identity->tenant;
+  facts.received = clock_->Now();
+  const bool posted = pool_.TryPost(
+      BytesOf(*request), [this, reactor, bytes = *request, answer, facts = std::move(facts)] {
+        if (reactor->cancelled()) {
+          reactor->Fail(absl::CancelledError("the client cancelled"));
+          return;
+        }
+        RequestMessage message;
+        if (const absl::Status parsed = ParseMessage(bytes, &message); !parsed.ok()) {
+          reactor->Fail(parsed);
+          return;
+        }
+        const Translator translator(state_->model(), &state_->config());
+        reactor->Answer(answer(translator, message, facts));
+      });
   if (!posted) reactor->Fail(PoolIsFull());
   return reactor;
 }

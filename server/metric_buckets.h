@@ -28,4 +28,7 @@ inline prometheus::Histogram::BucketBoundaries TokenBuckets() {
   return {1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576};
 }
 
+// Layer plans in a step.
+inline prometheus::Histogram::BucketBoundaries PlanBuckets() { return {1, 2, 3, 4, 6, 8}; }
+
 }  // namespace morphserve

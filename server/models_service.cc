@@ -4,6 +4,7 @@
 
 #include "engine/base/status_macros.h"
 #include "server/errors.h"
+#include "server/plan_messages.h"
 #include "server/translate.h"
 #include "server/translate_options.h"
 #include "server/unary_reactor.h"
@@ -14,39 +15,8 @@ namespace {
 
 constexpr char kService[] = "morphserve.v1.Models";
 
-// A dense model has one plan, bound at start: its pointers were set once.
-constexpr uint64_t kFirstEpoch = 1;
-
 uint64_t Unsigned(int64_t value) { return value > 0 ? static_cast<uint64_t>(value) : 0; }
 uint32_t Unsigned(int32_t value) { return value > 0 ? static_cast<uint32_t>(value) : 0; }
-
-// Every layer of an all-full plan keeps one page per so many positions.
-uint32_t PageTokens(const EngineInfo& info) {
-  if (info.kv_bytes_per_token <= 0) return 0;
-  return static_cast<uint32_t>(info.layers * info.memory.page_bytes / info.kv_bytes_per_token);
-}
-
-void FillPlanRef(const EngineInfo& info, v1::PlanRef* ref) {
-  ref->set_plan_id(info.active_plan_id);
-  ref->set_epoch(kFirstEpoch);
-  ref->set_full_layers(Unsigned(info.full_layers));
-  ref->set_layers(Unsigned(info.layers));
-}
-
-void FillPlan(const Engine& engine, v1::Plan* plan) {
-  const EngineInfo& info = engine.info();
-  plan->set_plan_id(info.active_plan_id);
-  plan->set_full_layers(Unsigned(info.full_layers));
-  for (int32_t layer = 0; layer < info.layers; ++layer) plan->add_layers(v1::LAYER_KIND_FULL);
-  plan->set_label("full");
-  plan->set_origin("start");
-  plan->set_state(v1::Plan::STATE_READY);
-  plan->set_running(Unsigned(engine.GetLoad().running));
-  plan->set_last_epoch(kFirstEpoch);
-  v1::Estimate* estimate = plan->mutable_estimate();
-  estimate->set_kv_bytes_per_token(Unsigned(info.kv_bytes_per_token));
-  estimate->set_sequences_max(static_cast<uint32_t>(Unsigned(info.memory.sequences_max)));
-}
 
 void FillDefaults(const GenerationDefaults& generation, v1::Sampling* out) {
   const SamplingParams defaults = DefaultSampling(generation);
@@ -73,6 +43,12 @@ v1::ModelInfo MakeModelInfo(const ServedModel& model) {
   out.set_context_tokens_max(Unsigned(info.context_tokens));
   out.set_weight_dtype(info.weight_dtype);
   out.set_kv_dtype(info.kv_dtype);
+  if (const BranchesHeader* branches = model.engine->branches(); branches != nullptr) {
+    out.set_morphable(true);
+    out.set_branch_kind(info.branch_kind);
+    out.set_branch_parameters(Unsigned(info.branch_parameters));
+    if (branches->config.has_state()) out.set_state_dtype("F32");
+  }
   out.set_chat_template(model.chat_template != nullptr);
   if (model.engine->tokenizer() != nullptr) out.add_capabilities("text");
   if (model.chat_template != nullptr) {
@@ -82,12 +58,8 @@ v1::ModelInfo MakeModelInfo(const ServedModel& model) {
     }
   }
   FillDefaults(model.generation, out.mutable_defaults());
-  FillPlan(*model.engine, out.add_plans());
-  v1::PlanPointers* pointers = out.mutable_pointers();
-  FillPlanRef(info, pointers->mutable_active());
-  FillPlanRef(info, pointers->mutable_fastest());
-  FillPlanRef(info, pointers->mutable_balanced());
-  FillPlanRef(info, pointers->mutable_highest());
+  FillPlans(*model.engine, out.mutable_plans());
+  FillPointers(model.engine, out.mutable_pointers());
   return out;
 }
 
@@ -100,7 +72,7 @@ v1::ServerInfo MakeServerInfo(const ServingState& state) {
     const EngineInfo& info = model->engine->info();
     out.set_device_name(info.device_name);
     out.set_arena_bytes(Unsigned(info.memory.arena_bytes));
-    out.set_page_tokens(PageTokens(info));
+    out.set_page_tokens(kPageTokens);
   }
   out.set_state(std::string(ServingPhaseName(state.phase())));
   const int64_t nanoseconds = absl::ToUnixNanos(state.started_at());
@@ -163,7 +135,7 @@ grpc::ServerUnaryReactor* ModelsService::GetModelInfo(grpc::CallbackServerContex
       context, request, response, "GetModelInfo",
       [this](const v1::GetModelInfoRequest& message) -> absl::StatusOr<v1::ModelInfo> {
         MS_ASSIGN_OR_RETURN(const ServedModel* model, Model());
-        const Translator translator(model, &state_->config().limits);
+        const Translator translator(model, &state_->config());
         MS_RETURN_IF_ERROR(translator.CheckModel(message.model()));
         return MakeModelInfo(*model);
       });

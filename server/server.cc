@@ -24,6 +24,7 @@
 #include "server/inference_service.h"
 #include "server/listener.h"
 #include "server/models_service.h"
+#include "server/morph_service.h"
 #include "server/server_metrics.h"
 #include "server/serving_state.h"
 #include "server/signals.h"
@@ -44,6 +45,7 @@ constexpr char kReadiness[] = "readiness";
 constexpr char kLiveness[] = "liveness";
 const char* const kReadinessNames[] = {"", kReadiness, "morphserve.v1.Inference",
                                        "morphserve.v1.Models"};
+const char* const kAdminNames[] = {"", "morphserve.v1.Admin", "morphserve.v1.Morph"};
 
 std::string DrainWord(const Drain& drain) {
   switch (drain.phase()) {
@@ -93,10 +95,11 @@ struct Server::Impl {
   std::atomic<TrackedEngine*> live_engine{nullptr};
   HealthService inference_health{
       {"", kReadiness, kLiveness, "morphserve.v1.Inference", "morphserve.v1.Models"}};
-  HealthService admin_health{{"", "morphserve.v1.Admin"}};
+  HealthService admin_health{{std::begin(kAdminNames), std::end(kAdminNames)}};
   std::unique_ptr<InferenceService> inference_service;
   std::unique_ptr<ModelsService> models_service;
   std::unique_ptr<AdminService> admin_service;
+  std::unique_ptr<MorphService> morph_service;
   std::unique_ptr<HttpServer> http;
   Listener inference;
   Listener admin;
@@ -185,9 +188,9 @@ absl::Status Server::Impl::Listen() {
                                                .drain = &drain,
                                                .clock = clock,
                                                .engine = [this] { return live_engine.load(); }});
+  morph_service = std::make_unique<MorphService>(&state, authorizer.get(), &metrics, clock);
   inference_health.Set(kLiveness, true);
-  admin_health.Set("", true);
-  admin_health.Set("morphserve.v1.Admin", true);
+  for (const char* name : kAdminNames) admin_health.Set(name, true);
   MS_ASSIGN_OR_RETURN(http, HttpServer::Create(config.listen.http, Pages()));
   MS_ASSIGN_OR_RETURN(
       inference, StartListener({"listen.inference",
@@ -195,11 +198,12 @@ absl::Status Server::Impl::Listen() {
                                 credentials,
                                 {inference_service.get(), models_service.get(), &inference_health}},
                                config.grpc));
-  MS_ASSIGN_OR_RETURN(
-      admin,
-      StartListener(
-          {"listen.admin", config.listen.admin, credentials, {admin_service.get(), &admin_health}},
-          config.grpc));
+  MS_ASSIGN_OR_RETURN(admin,
+                      StartListener({"listen.admin",
+                                     config.listen.admin,
+                                     credentials,
+                                     {admin_service.get(), morph_service.get(), &admin_health}},
+                                    config.grpc));
   ports = {inference.port, http->port(), admin.port};
   return absl::OkStatus();
 }
@@ -350,8 +354,9 @@ absl::Status Server::Impl::LoadAndServe() {
   UpdateHealth();
   MS_LOG(INFO) << "ready model=" << loaded.name << " architecture=" << info.architecture
                << " weights=" << info.weight_dtype << " kv=" << info.kv_dtype
-               << " context_tokens=" << info.context_tokens << " plan_id=" << info.active_plan_id
-               << " device=\"" << info.device_name
+               << " context_tokens=" << info.context_tokens
+               << " branches=" << (info.branch_kind.empty() ? "none" : info.branch_kind)
+               << " plan_id=" << engine->plans().active()->id() << " device=\"" << info.device_name
                << "\" seconds=" << absl::StrFormat("%.2f", absl::ToDoubleSeconds(end - begin));
   return WriteReadyFile();
 }

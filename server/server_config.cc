@@ -48,6 +48,25 @@ void CheckListeners(const ServerConfig& config, std::vector<std::string>* proble
   }
 }
 
+// Whether the plan exists, only the model can say.
+void CheckActivePlan(const ServerConfig& config, std::vector<std::string>* problems) {
+  constexpr std::string_view kBudget = "full_layers=";
+  const std::string_view plan = config.plans.active;
+  const bool budget =
+      plan.substr(0, kBudget.size()) == kBudget && plan.size() > kBudget.size() &&
+      plan.size() <= kBudget.size() + 4 &&
+      plan.substr(kBudget.size()).find_first_not_of("0123456789") == std::string_view::npos;
+  const bool letters = !plan.empty() && plan.find_first_not_of("FL") == std::string_view::npos;
+  if (plan != "full" && !budget && !letters) {
+    problems->push_back(absl::StrFormat(
+        "plans.active is '%s'; must be full, full_layers=K, or one letter F or L a layer",
+        plan.substr(0, 64)));
+  } else if (config.model.branches.empty() && plan != "full") {
+    problems->push_back(absl::StrFormat(
+        "plans.active is '%s'; without model.branches every layer is full", plan.substr(0, 64)));
+  }
+}
+
 }  // namespace
 
 ServerConfig::ServerConfig() {
@@ -120,6 +139,7 @@ std::vector<std::string> ValidateConfig(const ServerConfig& config) {
        absl::StrFormat(
            "scheduler.sequences_max is %d; must not exceed scheduler.step_tokens_max, %d",
            config.scheduler.sequences_max, config.scheduler.step_tokens_max));
+  CheckActivePlan(config, &problems);
   need(config.model.weights_dtype != "f32" || config.cache.kv_dtype == "auto" ||
            config.cache.kv_dtype == "f32",
        absl::StrFormat("cache.kv_dtype is %s; the exact mode (model.weights_dtype f32) needs auto "
@@ -152,6 +172,17 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   options.deadline_admission = config.scheduler.deadline_admission == "certain";
   options.queue_requests_max = config.queue.requests_max;
   options.queue_tokens_max = config.queue.tokens_max;
+  options.branches = config.model.branches;
+  options.active_plan = config.plans.active;
+  options.plans_table_max = config.plans.table_max;
+  options.plans_history = config.plans.history;
+  options.prefix_cache = config.cache.prefix;
+  options.snapshot_share_max = config.cache.snapshot_share_max;
+  options.snapshots_per_path = config.cache.snapshots_per_path;
+  options.host_spill_bytes = config.cache.host_spill_bytes;
+  options.guard_state_every_tokens = config.guard.state_every_tokens;
+  options.guard_trips_max = config.guard.trips_max;
+  options.guard_window_s = config.guard.window_s;
   return options;
 }
 

@@ -16,6 +16,7 @@ struct ServerConfig {
     std::string path;           // GGUF file or Hugging Face folder. Empty only for --print_config.
     std::string name;           // Empty: the checkpoint's own.
     std::string weights_dtype;  // native | bf16 | f32.
+    std::string branches;       // Branches file, or window:W[:SINKS]. Empty: dense.
   } model;
 
   struct Device {
@@ -55,6 +56,7 @@ struct ServerConfig {
     int32_t logit_bias = 0;
     int32_t allowed_token_ids = 0;  // Bounds banned_token_ids as well.
     int32_t logprobs = 0;
+    int32_t snapshot_marks = 0;
     int64_t template_steps = 0;
     int64_t template_bytes = 0;
     double deadline_default_s = 0;
@@ -85,7 +87,23 @@ struct ServerConfig {
   struct Cache {
     int64_t arena_bytes = 0;  // 0: auto.
     std::string kv_dtype;     // auto | f32 | f16 | bf16.
+    bool prefix = true;
+    double snapshot_share_max = 0;
+    int32_t snapshots_per_path = 0;
+    int64_t host_spill_bytes = 0;
   } cache;
+
+  struct Plans {
+    std::string active;  // full | full_layers=K | one letter F or L a layer.
+    int32_t table_max = 0;
+    int32_t history = 0;
+  } plans;
+
+  struct Guard {
+    int32_t state_every_tokens = 0;
+    int32_t trips_max = 0;
+    double window_s = 0;
+  } guard;
 
   struct Health {
     double stall_s = 0;

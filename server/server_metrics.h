@@ -44,14 +44,16 @@ class ServerMetrics final : public EngineObserver {
   void OnStep(const StepReport& report) override;
   void OnFirstToken(std::string_view plan_id, double ttft_s) override;
   void OnTokenGap(std::string_view plan_id, double gap_s) override;
-  void OnPreemption() override;
-  void OnNonFinite(std::string_view plan_id) override;
+  void OnPreemption(PreemptedBy resource, bool spilled) override;
+  void OnNonFinite(std::string_view plan_id, std::string_view where) override;
+  void OnPrefixLookup(std::string_view plan_id, int32_t prompt_tokens,
+                      const CacheHit& hit) override;
   void OnRequestEnd(const RequestReport& report) override;
 
   // The server. SetModelName: the constant label of every series, from then on. AttachEngine: where
   // gauges are read from at each Render; null detaches, after which the engine may go.
   void SetModelName(std::string name);
-  void AttachEngine(const Engine* engine);
+  void AttachEngine(Engine* engine);
   void SetStartupSeconds(std::string_view phase, double seconds);
 
   // The exposition text of all families.
@@ -61,7 +63,7 @@ class ServerMetrics final : public EngineObserver {
   static constexpr size_t kStepsKept = 20;
   struct Step {
     absl::Time at;
-    StepReport report;
+    StepReport report;  // Without by_plan.
   };
   std::vector<Step> LastSteps() const;
 
@@ -70,6 +72,7 @@ class ServerMetrics final : public EngineObserver {
 
  private:
   struct Families;
+  struct PlanGauges;
   struct PlanSeries;
   struct RpcSeries;
 
@@ -86,11 +89,11 @@ class ServerMetrics final : public EngineObserver {
   PlanSeries* last_plan_ = nullptr;
 
   Mutex render_mutex_;  // Never taken on the engine thread. Before mutex_ where both are held.
-  const Engine* engine_ ABSL_GUARDED_BY(render_mutex_) = nullptr;
+  Engine* engine_ ABSL_GUARDED_BY(render_mutex_) = nullptr;
+  const std::unique_ptr<PlanGauges> plan_gauges_ ABSL_PT_GUARDED_BY(render_mutex_);
 
   mutable Mutex mutex_;
   std::string model_name_ ABSL_GUARDED_BY(mutex_);
-  std::string active_plan_ ABSL_GUARDED_BY(mutex_);
   std::deque<Step> steps_ ABSL_GUARDED_BY(mutex_);
 };
 

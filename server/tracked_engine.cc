@@ -12,9 +12,9 @@ struct TrackedEngine::Registry {
     std::string plan_id;
   };
 
-  bool Add(const std::string& id, const std::string& tenant) {
+  bool Add(const Request& request) {
     MutexLock lock(&mutex);
-    return live.emplace(id, Entry{tenant, ""}).second;
+    return live.emplace(request.id, Entry{request.tenant, request.plan_id.value_or("")}).second;
   }
   void Remove(const std::string& id) {
     MutexLock lock(&mutex);
@@ -65,7 +65,7 @@ TrackedEngine::~TrackedEngine() = default;
 
 absl::Status TrackedEngine::Submit(Request request, std::shared_ptr<TokenSink> sink) {
   const std::string id = request.id;
-  if (!registry_->Add(id, request.tenant)) {
+  if (!registry_->Add(request)) {
     return WithReason(absl::AlreadyExistsError(absl::StrFormat("request_id %s is in use", id)),
                       "REQUEST_ID_IN_USE");
   }

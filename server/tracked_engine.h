@@ -5,7 +5,9 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/base/mutex.h"
@@ -27,11 +29,31 @@ class TrackedEngine final : public Engine {
   }
   void StopAdmission() override { inner_->StopAdmission(); }
   EngineLoad GetLoad() const override { return inner_->GetLoad(); }
+  PlanRegistry& plans() override { return inner_->plans(); }
+  std::vector<PlanStatus> PlanStatuses() const override { return inner_->PlanStatuses(); }
+  PlanMemory MemoryOf(const LayerPlan& plan) const override { return inner_->MemoryOf(plan); }
+  absl::StatusOr<std::shared_ptr<const LayerPlan>> MakePlan(
+      std::vector<LayerKind> kinds) const override {
+    return inner_->MakePlan(std::move(kinds));
+  }
+  absl::StatusOr<std::shared_ptr<const LayerPlan>> RankedPlan(int32_t full_layers) const override {
+    return inner_->RankedPlan(full_layers);
+  }
+  const BranchesHeader* branches() const override { return inner_->branches(); }
+  CacheManager::Flushed FlushPrefixCache(std::optional<std::string> plan_id,
+                                         std::optional<std::string> salt) override {
+    return inner_->FlushPrefixCache(std::move(plan_id), std::move(salt));
+  }
+  int32_t CachedTokens(const std::string& plan_id, std::string salt,
+                       std::vector<int32_t> prompt) override {
+    return inner_->CachedTokens(plan_id, std::move(salt), std::move(prompt));
+  }
+  bool RunInLab(LabWork work) override { return inner_->RunInLab(std::move(work)); }
 
   struct Live {
     std::string id;
     std::string tenant;
-    std::string plan_id;  // Once started; empty before.
+    std::string plan_id;  // Before the start: the one that was asked for, or empty.
   };
   std::vector<Live> LiveRequests() const;
   size_t live_count() const;

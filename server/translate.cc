@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
 #include "engine/text/detokenizer.h"
+#include "server/plan_lookup.h"
 #include "server/request_id.h"
 #include "server/translate_chat.h"
 #include "server/translate_options.h"
@@ -103,11 +104,8 @@ absl::Status Translator::Options(const v1::GenerationOptions& options, const Cal
                           ? facts.received + absl::Seconds(limits_->deadline_default_s)
                           : std::min(facts.deadline, cap);
   TranslateOptions(options, bounds, request, faults);
-  // Faults win over a plan that is not there: the request cannot be right without a change anyway.
-  const absl::Status plan =
-      TranslatePlan(options.plan(), "options.plan", *bounds.info, &request->plan_id, faults);
+  CheckPlan(options.plan(), "options.plan", *bounds.info, faults);
   MS_RETURN_IF_ERROR(faults->ToStatus());
-  MS_RETURN_IF_ERROR(plan);
   if (options.output().text()) MS_RETURN_IF_ERROR(NeedTokenizer());
   return absl::OkStatus();
 }
@@ -167,8 +165,7 @@ absl::StatusOr<Request> Translator::Generate(const v1::GenerateRequest& request,
   Request out;
   MS_RETURN_IF_ERROR(Options(request.options(), facts, &out, &faults));
   MS_RETURN_IF_ERROR(Prompt(request, &out.prompt));
-  const OptionBounds bounds{.limits = limits_, .info = &model_->engine->info()};
-  MS_RETURN_IF_ERROR(TranslateLengths(request.options(), bounds, &out));
+  MS_RETURN_IF_ERROR(Finish(request.options(), &out));
   return out;
 }
 
@@ -181,13 +178,27 @@ absl::StatusOr<Request> Translator::Chat(const v1::ChatRequest& request,
   CheckChat(request, "", *limits_, &faults);
   Request out;
   MS_RETURN_IF_ERROR(Options(request.options(), facts, &out, &faults));
-  const EngineInfo& info = model_->engine->info();
-  MS_ASSIGN_OR_RETURN(out.prompt, TokenizeChat(request, "", *limits_, *model_->chat_template,
-                                               *tokenizer(), info.context_tokens, facts.received));
+  const ChatTokenizer chats(limits_, model_->chat_template, tokenizer());
+  const int32_t context_tokens = model_->engine->info().context_tokens;
+  MS_ASSIGN_OR_RETURN(const ChatTokenizer::Rendered rendered,
+                      chats.Render(request, "", context_tokens, facts.received));
+  out.prompt = rendered.tokens;
   if (out.prompt.empty()) return FieldInvalid("messages", "render to no tokens");
-  const OptionBounds bounds{.limits = limits_, .info = &info};
-  MS_RETURN_IF_ERROR(TranslateLengths(request.options(), bounds, &out));
+  MS_RETURN_IF_ERROR(Finish(request.options(), &out));
+  if (prefix_cache_ && !out.cache.bypass) {
+    out.cache.stable_tokens = chats.StableTokens(request, rendered, context_tokens, facts.received);
+  }
   return out;
+}
+
+absl::Status Translator::Finish(const v1::GenerationOptions& options, Request* request) const {
+  const OptionBounds bounds{.limits = limits_, .info = &model_->engine->info()};
+  MS_RETURN_IF_ERROR(TranslateLengths(options, bounds, request));
+  // Last: a request that cannot be served shall not add a plan to the table.
+  if (options.plan().by_case() != v1::PlanSelector::BY_NOT_SET) {
+    MS_ASSIGN_OR_RETURN(request->plan_id, ResolvePlan(options.plan(), model_->engine, true));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Translator::CheckTokenInput(const v1::ChatRequest& chat, FaultList* faults) const {
@@ -216,8 +227,10 @@ absl::StatusOr<std::vector<int32_t>> Translator::Input(const T& request, bool ad
     case T::kChat:
       MS_RETURN_IF_ERROR(CheckTokenInput(request.chat(), &faults));
       MS_RETURN_IF_ERROR(faults.ToStatus());
-      return TokenizeChat(request.chat(), "chat.", *limits_, *model_->chat_template, *tokenizer(),
-                          tokens_max, now);
+      MS_ASSIGN_OR_RETURN(ChatTokenizer::Rendered rendered,
+                          ChatTokenizer(limits_, model_->chat_template, tokenizer())
+                              .Render(request.chat(), "chat.", tokens_max, now));
+      return std::move(rendered.tokens);
   }
   return absl::InternalError("a oneof has a case without a meaning");
 }
@@ -277,29 +290,37 @@ absl::StatusOr<v1::DetokenizeResponse> Translator::Detokenize(
 }
 
 absl::StatusOr<v1::CountTokensResponse> Translator::CountTokens(
-    const v1::CountTokensRequest& request, absl::Time now) const {
+    const v1::CountTokensRequest& request, const CallFacts& facts) const {
   MS_RETURN_IF_ERROR(CheckKnownFields(request));
   MS_RETURN_IF_ERROR(CheckModel(request.model()));
   MS_RETURN_IF_ERROR(NeedTokenizer());
-  const EngineInfo& info = model_->engine->info();
+  Engine* const engine = model_->engine;
+  FaultList faults;
+  CheckPlan(request.plan(), "plan", engine->info(), &faults);
+  MS_RETURN_IF_ERROR(faults.ToStatus());
   v1::CountTokensResponse response;
   if (request.has_plan()) {
-    FaultList faults;
-    std::optional<std::string> plan_id;
-    const absl::Status plan = TranslatePlan(request.plan(), "plan", info, &plan_id, &faults);
-    MS_RETURN_IF_ERROR(faults.ToStatus());
-    MS_RETURN_IF_ERROR(plan);
-    if (plan_id.has_value() && info.active_plan_id.compare(0, plan_id->size(), *plan_id) != 0) {
-      return WithReason(absl::NotFoundError(
-                            absl::StrFormat("plan %s is not in the plan table", Quoted(*plan_id))),
-                        reason::kPlanNotFound);
+    const bool named = request.plan().by_case() != v1::PlanSelector::BY_NOT_SET;
+    std::string plan_id = engine->plans().active()->id();
+    if (named) {
+      MS_ASSIGN_OR_RETURN(plan_id, ResolvePlan(request.plan(), engine, /*add=*/false));
     }
-    response.set_plan_id(info.active_plan_id);
-    response.set_cached_tokens(0);
+    response.set_plan_id(std::move(plan_id));
   }
-  MS_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, Input(request, /*add_special=*/true, now));
+  MS_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                      Input(request, /*add_special=*/true, facts.received));
   response.set_tokens(static_cast<uint32_t>(ids.size()));
-  response.set_context_tokens_max(static_cast<uint32_t>(info.context_tokens));
+  response.set_context_tokens_max(static_cast<uint32_t>(engine->info().context_tokens));
+  if (request.has_plan()) {
+    // What no request can have computed needs no look: a plan outside the table, a longer prompt.
+    const bool possible = IsKnownPlan(engine, response.plan_id()) &&
+                          ids.size() < static_cast<size_t>(engine->info().context_tokens);
+    const int32_t cached =
+        possible
+            ? engine->CachedTokens(response.plan_id(), EngineSalt(facts.tenant, ""), std::move(ids))
+            : 0;
+    response.set_cached_tokens(static_cast<uint32_t>(cached));
+  }
   return response;
 }
 

@@ -41,8 +41,8 @@ absl::Status CheckKnownFields(const google::protobuf::Message& message);
 class Translator {
  public:
   // Both outlive this.
-  Translator(const ServedModel* model, const ServerConfig::Limits* limits)
-      : model_(model), limits_(limits) {}
+  Translator(const ServedModel* model, const ServerConfig* config)
+      : model_(model), limits_(&config->limits), prefix_cache_(config->cache.prefix) {}
 
   // Everything but the id, which ChooseRequestId gives.
   absl::StatusOr<Request> Generate(const v1::GenerateRequest& request,
@@ -52,8 +52,9 @@ class Translator {
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
                                                 absl::Time now) const;
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) const;
+  // With a plan: waits for the end of a step.
   absl::StatusOr<v1::CountTokensResponse> CountTokens(const v1::CountTokensRequest& request,
-                                                      absl::Time now) const;
+                                                      const CallFacts& facts) const;
 
   // OK when `name` is empty or the served model's. NOT_FOUND (MODEL_NOT_FOUND).
   absl::Status CheckModel(std::string_view name) const;
@@ -62,10 +63,12 @@ class Translator {
   const Tokenizer* tokenizer() const { return model_->engine->tokenizer(); }
   absl::Status NeedTokenizer() const;
   absl::Status NeedChatTemplate() const;
-  // What both generating calls do once the prompt is tokens, or before it: options, then lengths.
+  // What both generating calls do before the prompt is tokens.
   absl::Status Options(const v1::GenerationOptions& options, const CallFacts& facts,
                        Request* request, FaultList* faults) const;
   absl::Status Prompt(const v1::GenerateRequest& request, std::vector<int32_t>* prompt) const;
+  // Once the prompt is tokens: what its length bounds, and the plan.
+  absl::Status Finish(const v1::GenerationOptions& options, Request* request) const;
   absl::Status CheckTokenInput(const v1::ChatRequest& chat, FaultList* faults) const;
   // Tokens of the oneof `input` of Tokenize and CountTokens.
   template <typename T>
@@ -74,6 +77,7 @@ class Translator {
 
   const ServedModel* const model_;
   const ServerConfig::Limits* const limits_;
+  const bool prefix_cache_;
 };
 
 }  // namespace morphserve

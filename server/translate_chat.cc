@@ -20,6 +20,9 @@ constexpr std::array<std::string_view, 5> kReservedArguments = {
 // Normalisation can shrink text by this much, and stripped spaces count as nothing.
 constexpr size_t kShrinkMax = 4;
 
+// Longer than any piece that a tokenizer cuts text into around a place where two texts part.
+constexpr size_t kBeyondCommonBytes = 256;
+
 uint64_t BytesOf(const v1::ChatRequest& chat) {
   uint64_t bytes = chat.template_args_json().size();
   for (const v1::ChatMessage& message : chat.messages()) {
@@ -94,6 +97,23 @@ absl::Status CannotFit(size_t bytes, const Tokenizer& tokenizer, int32_t context
       reason::kContextTooLong);
 }
 
+// How control tokens inside messages are read. `rendered` outlives the result.
+EncodeOptions EncodingOf(const v1::ChatRequest& chat, const RenderedChat& rendered) {
+  if (chat.control_tokens() == v1::CONTROL_TOKENS_PARSE) return {};
+  return {.trusted = &rendered.trusted};
+}
+
+// Shortens the text to at most `bytes`, on a character's boundary.
+void CutText(size_t bytes, RenderedChat* rendered) {
+  std::string& text = rendered->text;
+  if (text.size() <= bytes) return;
+  while (bytes > 0 && (static_cast<uint8_t>(text[bytes]) & 0xC0) == 0x80) --bytes;
+  text.resize(bytes);
+  std::vector<ByteRange>& trusted = rendered->trusted;
+  while (!trusted.empty() && trusted.back().begin >= bytes) trusted.pop_back();
+  if (!trusted.empty()) trusted.back().end = std::min(trusted.back().end, bytes);
+}
+
 }  // namespace
 
 void CheckChat(const v1::ChatRequest& chat, std::string_view prefix,
@@ -143,34 +163,65 @@ absl::StatusOr<std::vector<int32_t>> TokenizeText(std::string_view text, std::st
   return ids;
 }
 
-absl::StatusOr<std::vector<int32_t>> TokenizeChat(const v1::ChatRequest& chat,
-                                                  std::string_view prefix,
-                                                  const ServerConfig::Limits& limits,
-                                                  const ChatTemplate& chat_template,
-                                                  const Tokenizer& tokenizer,
-                                                  int32_t context_tokens, absl::Time now) {
-  const absl::StatusOr<RenderedChat> rendered = chat_template.Render(
-      MakeInput(chat, now), TemplateLimits{.steps_max = limits.template_steps,
-                                           .output_bytes_max = limits.template_bytes});
+TemplateLimits ChatTokenizer::Bounds() const {
+  return {.steps_max = limits_->template_steps, .output_bytes_max = limits_->template_bytes};
+}
+
+absl::StatusOr<ChatTokenizer::Rendered> ChatTokenizer::Render(const v1::ChatRequest& chat,
+                                                              std::string_view prefix,
+                                                              int32_t context_tokens,
+                                                              absl::Time now) const {
+  absl::StatusOr<RenderedChat> rendered = chat_template_->Render(MakeInput(chat, now), Bounds());
   if (!rendered.ok()) {
     return WithReason(absl::InvalidArgumentError(
                           absl::StrFormat("chat template: %s", ToStd(rendered.status().message()))),
                       reason::kTemplateFailed);
   }
   const std::string field = std::string(prefix) + "messages";
-  const EncodeOptions as_text{.trusted = &rendered->trusted};
-  const EncodeOptions parsed{};
-  if (chat.control_tokens() == v1::CONTROL_TOKENS_PARSE) {
-    return TokenizeText(rendered->text, field, parsed, tokenizer, context_tokens);
+  const EncodeOptions encode = EncodingOf(chat, *rendered);
+  Rendered out;
+  MS_ASSIGN_OR_RETURN(out.tokens,
+                      TokenizeText(rendered->text, field, encode, *tokenizer_, context_tokens));
+  if (chat.control_tokens() == v1::CONTROL_TOKENS_REFUSE) {
+    // A control token in a message is exactly what makes the two readings differ.
+    MS_ASSIGN_OR_RETURN(const std::vector<int32_t> parsed,
+                        TokenizeText(rendered->text, field, {}, *tokenizer_, context_tokens));
+    if (parsed != out.tokens) {
+      return FieldInvalid(field, "hold a control token; control_tokens is REFUSE");
+    }
   }
-  absl::StatusOr<std::vector<int32_t>> ids =
-      TokenizeText(rendered->text, field, as_text, tokenizer, context_tokens);
-  if (!ids.ok() || chat.control_tokens() != v1::CONTROL_TOKENS_REFUSE) return ids;
-  // A control token in a message is exactly what makes the two readings differ.
-  MS_ASSIGN_OR_RETURN(const std::vector<int32_t> other,
-                      TokenizeText(rendered->text, field, parsed, tokenizer, context_tokens));
-  if (other != *ids) return FieldInvalid(field, "hold a control token; control_tokens is REFUSE");
-  return ids;
+  out.text = std::move(rendered->text);
+  return out;
+}
+
+std::optional<int32_t> ChatTokenizer::StableTokens(const v1::ChatRequest& chat,
+                                                   const Rendered& rendered, int32_t context_tokens,
+                                                   absl::Time now) const {
+  ChatInput next = MakeInput(chat, now);
+  if (!next.add_generation_prompt) return std::nullopt;
+  ChatMessage answer, question;
+  answer.role = "assistant";
+  answer.content = "Yes.";
+  question.role = "user";
+  question.content = "Why?";
+  next.messages.push_back(std::move(answer));
+  next.messages.push_back(std::move(question));
+  absl::StatusOr<RenderedChat> later = chat_template_->Render(next, Bounds());
+  if (!later.ok()) return std::nullopt;
+  const std::string& now_text = rendered.text;
+  const auto common = static_cast<size_t>(
+      std::mismatch(now_text.begin(), now_text.end(), later->text.begin(), later->text.end())
+          .first -
+      now_text.begin());
+  // No token that both have ends beyond, so what comes much later need not be tokenised.
+  CutText(common + kBeyondCommonBytes, &*later);
+  const absl::StatusOr<std::vector<int32_t>> tokens =
+      TokenizeText(later->text, "messages", EncodingOf(chat, *later), *tokenizer_, context_tokens);
+  if (!tokens.ok()) return std::nullopt;
+  return static_cast<int32_t>(
+      std::mismatch(rendered.tokens.begin(), rendered.tokens.end(), tokens->begin(), tokens->end())
+          .first -
+      rendered.tokens.begin());
 }
 
 }  // namespace morphserve

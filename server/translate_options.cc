@@ -170,8 +170,29 @@ void CheckUnavailable(const v1::GenerationOptions& options, FaultList* faults) {
         "options.constraint." +
         descriptor->FindFieldByNumber(static_cast<int>(options.constraint().kind_case()))->name());
   }
-  if (!options.cache().salt().empty()) faults->AddUnavailable("options.cache.salt");
-  if (options.cache().snapshot_at_size() > 0) faults->AddUnavailable("options.cache.snapshot_at");
+}
+
+void TranslateCache(const v1::CacheOptions& from, const OptionBounds& bounds, Request* to,
+                    FaultList* faults) {
+  faults->CheckCount("options.cache.salt", from.salt().size(), kCacheSaltBytesMax, "bytes");
+  faults->CheckCount("options.cache.snapshot_at", static_cast<uint64_t>(from.snapshot_at_size()),
+                     bounds.limits->snapshot_marks, "marks");
+  to->cache.salt = EngineSalt(to->tenant, from.salt());
+  // The probabilities of tokens that were not computed are not known.
+  to->cache.bypass = from.bypass() || to->output.prompt_logprobs >= 0;
+}
+
+// Where the prompt's state is to be kept, rising.
+void TranslateMarks(const v1::CacheOptions& from, int64_t prompt, Request* to, FaultList* faults) {
+  std::vector<int32_t>* marks = &to->cache.snapshot_at;
+  for (int i = 0; i < from.snapshot_at_size(); ++i) {
+    if (faults->CheckInteger(absl::StrFormat("options.cache.snapshot_at[%d]", i),
+                             from.snapshot_at(i), 1, prompt)) {
+      marks->push_back(static_cast<int32_t>(from.snapshot_at(i)));
+    }
+  }
+  std::sort(marks->begin(), marks->end());
+  marks->erase(std::unique(marks->begin(), marks->end()), marks->end());
 }
 
 // Something must be left that can be drawn, in every state of the generation.
@@ -233,6 +254,7 @@ void TranslateOptions(const v1::GenerationOptions& options, const OptionBounds& 
   TranslateStopping(options.stopping(), bounds, &request->stopping, faults);
   TranslateOutput(options.output(), bounds, &request->output, faults);
   TranslateScheduling(options.scheduling(), bounds, request, faults);
+  TranslateCache(options.cache(), bounds, request, faults);
   CheckUnavailable(options, faults);
   if (!request->output.text && options.stopping().stop_size() > 0) {
     faults->Add("options.stopping.stop", "needs options.output.text");
@@ -272,50 +294,16 @@ absl::Status TranslateLengths(const v1::GenerationOptions& options, const Option
                absl::StrFormat("is asked for a prompt of %d tokens; limit is %d", prompt,
                                kPromptLogprobsTokensMax));
   }
+  TranslateMarks(options.cache(), prompt, request, &faults);
   MS_RETURN_IF_ERROR(faults.ToStatus());
   request->stopping.max_tokens = static_cast<int32_t>(max_tokens);
   request->stopping.min_tokens = static_cast<int32_t>(stopping.min_tokens());
   return absl::OkStatus();
 }
 
-absl::Status TranslatePlan(const v1::PlanSelector& selector, std::string_view field,
-                           const EngineInfo& info, std::optional<std::string>* plan_id,
-                           FaultList* faults) {
-  const std::string path(field);
-  if (selector.prefer_warm()) faults->AddUnavailable(path + ".prefer_warm");
-  switch (selector.by_case()) {
-    case v1::PlanSelector::BY_NOT_SET: return absl::OkStatus();
-    case v1::PlanSelector::kPlanId:
-      if (selector.plan_id().empty()) {
-        faults->Add(path + ".plan_id", "is empty");
-      } else if (selector.plan_id().size() > info.active_plan_id.size()) {
-        return WithReason(absl::NotFoundError(absl::StrFormat("plan %s is not in the plan table",
-                                                              Quoted(selector.plan_id()))),
-                          reason::kPlanNotFound);
-      } else {
-        *plan_id = selector.plan_id();
-      }
-      return absl::OkStatus();
-    case v1::PlanSelector::kTier:
-      // A dense model has one plan, and every pointer names it.
-      faults->CheckInteger(path + ".tier", selector.tier(), v1::QUALITY_TIER_FASTEST,
-                           v1::QUALITY_TIER_HIGHEST);
-      return absl::OkStatus();
-    case v1::PlanSelector::kTpotMsMax:
-      faults->AddUnavailable(path + ".tpot_ms_max");
-      return absl::OkStatus();
-    case v1::PlanSelector::kFullLayers:
-      if (selector.full_layers() > static_cast<uint32_t>(info.layers)) {
-        faults->CheckInteger(path + ".full_layers", selector.full_layers(), 0, info.layers);
-      } else if (selector.full_layers() != static_cast<uint32_t>(info.full_layers)) {
-        return WithReason(
-            absl::NotFoundError(absl::StrFormat("no plan in the plan table has %d full layers",
-                                                selector.full_layers())),
-            reason::kPlanNotFound);
-      }
-      return absl::OkStatus();
-  }
-  return absl::OkStatus();
+std::string EngineSalt(std::string_view tenant, std::string_view salt) {
+  // No tenant's name holds a slash.
+  return absl::StrFormat("%s/%s", tenant, salt);
 }
 
 }  // namespace morphserve

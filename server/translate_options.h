@@ -6,6 +6,7 @@
 #include <morphserve/v1/inference.pb.h>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "engine/engine.h"
@@ -29,6 +30,7 @@ struct OptionBounds {
 // Most that may be asked for with prompt_logprobs.
 inline constexpr int32_t kPromptLogprobsMax = 5;
 inline constexpr int32_t kPromptLogprobsTokensMax = 8192;
+inline constexpr int64_t kCacheSaltBytesMax = 128;
 
 // The model's own defaults where they are in range, else those of the API.
 SamplingParams DefaultSampling(const GenerationDefaults& defaults);
@@ -37,15 +39,13 @@ SamplingParams DefaultSampling(const GenerationDefaults& defaults);
 void TranslateOptions(const v1::GenerationOptions& options, const OptionBounds& bounds,
                       Request* request, FaultList* faults);
 
-// What the prompt leaves of the context: max_tokens and min_tokens, and the bound on
+// What depends on the prompt's length: max_tokens and min_tokens, snapshot marks, and the bound on
 // prompt_logprobs. CONTEXT_TOO_LONG when the prompt, or the prompt and max_tokens, do not fit.
 absl::Status TranslateLengths(const v1::GenerationOptions& options, const OptionBounds& bounds,
                               Request* request);
 
-// The plan a selector names, as Request.plan_id takes it; empty: the active plan.
-// Faults, FEATURE_UNAVAILABLE, or NOT_FOUND (PLAN_NOT_FOUND).
-absl::Status TranslatePlan(const v1::PlanSelector& selector, std::string_view field,
-                           const EngineInfo& info, std::optional<std::string>* plan_id,
-                           FaultList* faults);
+// The salt under which the engine keeps a tenant's cache entries: tenants never share any, whatever
+// salts they send.
+std::string EngineSalt(std::string_view tenant, std::string_view salt);
 
 }  // namespace morphserve

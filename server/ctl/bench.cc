@@ -160,7 +160,7 @@ std::vector<BatchRequest> MakeRandomLoad(const BenchFlags& flags, const v1::Mode
   return load;
 }
 
-int RunBench(Context* context, const BenchFlags& flags) {
+int RunBench(Context* context, BenchFlags flags) {
   auto connection = Connection::Open(context->connection);
   if (!connection.ok()) return Complain(std::string(connection.status().message()), kExitUsage);
   const auto models = v1::Models::NewStub((*connection)->inference());
@@ -173,6 +173,7 @@ int RunBench(Context* context, const BenchFlags& flags) {
   (*connection)->Prepare(&server_call);
   grpc::Status status = models->GetModelInfo(&info_call, ask, &info);
   if (status.ok()) status = models->GetServerInfo(&server_call, {}, &server);
+  if (status.ok()) status = flags.generation.Prepare(**connection, context->model);
   if (!status.ok()) return Complain(Explain(status), kExitFailed);
 
   std::vector<BatchRequest> load;
@@ -205,15 +206,14 @@ int RunBench(Context* context, const BenchFlags& flags) {
                                    {"commit", server.commit()},
                                    {"settings", server.config_digest()},
                                    {"model", info.name()},
-                                   {"plan", info.pointers().active().plan_id()},
                                    {"seed", flags.seed},
                                    {"report", nlohmann::ordered_json::parse(ToJson(report))}};
     std::printf("%s\n", head.dump().c_str());
   } else {
-    std::printf("%s on %s\nplan %s, commit %s, settings %s, seed %llu\n%s", info.name().c_str(),
-                server.device_name().c_str(), info.pointers().active().plan_id().c_str(),
-                server.commit().c_str(), server.config_digest().c_str(),
-                static_cast<unsigned long long>(flags.seed), ToText(report).c_str());
+    std::printf("%s on %s\ncommit %s, settings %s, seed %llu\n%s", info.name().c_str(),
+                server.device_name().c_str(), server.commit().c_str(),
+                server.config_digest().c_str(), static_cast<unsigned long long>(flags.seed),
+                ToText(report).c_str());
   }
   if (context->interrupt->requested()) return kExitInterrupted;
   return report.failed == 0 ? kExitOk : kExitFailed;

@@ -83,6 +83,11 @@ Outcome ToOutcome(const StreamResult& result) {
   }
   out.sent_at = result.sent_at;
   out.ended_at = result.ended_at;
+  if (const v1::PlanRef& plan = result.started.plan(); !plan.plan_id().empty()) {
+    out.plan = absl::StrFormat("%s %dF/%dL", plan.plan_id(), plan.full_layers(),
+                               plan.layers() - plan.full_layers());
+  }
+  out.cached_tokens = result.done.usage().cached_tokens();
   out.prompt_tokens = result.done.usage().prompt_tokens();
   out.completion_tokens = result.done.usage().completion_tokens();
   out.messages = result.messages;
@@ -107,8 +112,9 @@ BenchReport Measure(std::vector<Outcome> outcomes, const Objectives& objectives,
   if (ramp > 0) end = outcomes[static_cast<size_t>(all - ramp)].sent_at;
   report.window_s = end - begin;
   std::vector<double> ttft, tpot, itl, e2el;
-  std::map<std::string, int64_t> errors;
+  std::map<std::string, int64_t> errors, plans;
   int64_t messages = 0, coalesced = 0, good = 0, ended = 0, output = 0, prompt = 0;
+  int64_t all_prompt = 0, cached = 0;
   for (int64_t i = 0; i < all; ++i) {
     const Outcome& outcome = outcomes[static_cast<size_t>(i)];
     for (const TokenMessage& message : outcome.messages) {
@@ -123,6 +129,9 @@ BenchReport Measure(std::vector<Outcome> outcomes, const Objectives& objectives,
     }
     ++report.requests;
     outcome.ok ? ++report.ok : ++report.failed;
+    if (!outcome.plan.empty()) ++plans[outcome.plan];
+    all_prompt += outcome.prompt_tokens;
+    cached += outcome.cached_tokens;
     if (!outcome.ok) ++errors[outcome.error];
     if (i < ramp || i >= all - ramp || !latencies) continue;
     ttft.push_back(latencies->ttft_ms);
@@ -141,6 +150,9 @@ BenchReport Measure(std::vector<Outcome> outcomes, const Objectives& objectives,
   report.tpot_ms = Summarize(std::move(tpot));
   report.itl_ms = Summarize(std::move(itl));
   report.e2el_ms = Summarize(std::move(e2el));
+  report.cached_share =
+      all_prompt == 0 ? 0 : static_cast<double>(cached) / static_cast<double>(all_prompt);
+  report.plans.assign(plans.begin(), plans.end());
   report.errors.assign(errors.begin(), errors.end());
   return report;
 }
@@ -154,6 +166,10 @@ std::string ToText(const BenchReport& r) {
   if (r.has_objectives) {
     out += absl::StrFormat("goodput    %.2f requests/s met every objective\n", r.goodput_per_s);
   }
+  for (const auto& [plan, count] : r.plans) {
+    out += absl::StrFormat("plan       %s: %d requests\n", plan, count);
+  }
+  out += absl::StrFormat("cached     %.1f %% of prompt tokens\n", r.cached_share * 100);
   out += absl::StrFormat("coalesced  %.1f %% of token messages carried several tokens\n\n",
                          r.coalesced_share * 100);
   out += RenderTable({{"ms", "mean", "p50", "p90", "p99", "count"},
@@ -178,6 +194,8 @@ std::string ToJson(const BenchReport& r) {
   out["output_tokens_per_s"] = r.output_tokens_per_s;
   out["total_tokens_per_s"] = r.total_tokens_per_s;
   if (r.has_objectives) out["goodput_per_s"] = r.goodput_per_s;
+  for (const auto& [plan, count] : r.plans) out["plans"][plan] = count;
+  out["cached_share"] = r.cached_share;
   out["coalesced_share"] = r.coalesced_share;
   out["ttft_ms"] = SummaryJson(r.ttft_ms);
   out["tpot_ms"] = SummaryJson(r.tpot_ms);

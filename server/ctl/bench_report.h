@@ -33,7 +33,9 @@ struct Outcome {
   std::string error;  // Reason or code, when not ok.
   double sent_at = 0;
   double ended_at = 0;
+  std::string plan;  // "p-... 8F/22L"; empty when it did not start.
   int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;
   int64_t completion_tokens = 0;
   std::vector<TokenMessage> messages;
 };
@@ -46,8 +48,10 @@ struct BenchReport {
   double requests_per_s = 0, output_tokens_per_s = 0, total_tokens_per_s = 0;
   double goodput_per_s = 0;
   bool has_objectives = false;
+  double cached_share = 0;     // Of the prompt tokens.
   double coalesced_share = 0;  // Token messages that carried several tokens.
   Summary ttft_ms, tpot_ms, itl_ms, e2el_ms;
+  std::vector<std::pair<std::string, int64_t>> plans;  // Requests that ran on each.
   std::vector<std::pair<std::string, int64_t>> errors;
 };
 

@@ -32,11 +32,16 @@ constexpr char kHelp[] =
 void PrintStats(const StreamResult& result) {
   const v1::Usage& usage = result.done.usage();
   const v1::Timings& timings = result.done.timings();
-  std::fprintf(stderr, "[%u prompt tokens, %u generated; first token after %.0f ms%s]\n",
-               usage.prompt_tokens(), usage.completion_tokens(), timings.ttft_ms(),
+  const v1::PlanRef& plan = result.started.plan();
+  std::fprintf(stderr,
+               "[%u prompt tokens, %u of them cached, %u generated; first token after %.0f ms%s; "
+               "plan %s, %u of %u layers full]\n",
+               usage.prompt_tokens(), usage.cached_tokens(), usage.completion_tokens(),
+               timings.ttft_ms(),
                timings.has_tpot_ms() && timings.tpot_ms() > 0
                    ? absl::StrFormat(", then %.1f tokens/s", 1000 / timings.tpot_ms()).c_str()
-                   : "");
+                   : "",
+               plan.plan_id().c_str(), plan.full_layers(), plan.layers());
 }
 
 // Asks once and prints the answer as it comes. The answer is added to the request's messages.
@@ -119,9 +124,11 @@ int RunInteractive(const Connection& connection, Context* context, ChatFlags fla
   return terminal ? kExitOk : code;
 }
 
-int RunChat(Context* context, const ChatFlags& flags) {
+int RunChat(Context* context, ChatFlags flags) {
   auto connection = Connection::Open(context->connection);
   if (!connection.ok()) return Complain(std::string(connection.status().message()), kExitUsage);
+  const grpc::Status asked = flags.generation.Prepare(**connection, context->model);
+  if (!asked.ok()) return Complain(Explain(asked), kExitFailed);
   v1::ChatRequest request;
   request.set_model(context->model);
   flags.generation.Fill(request.mutable_options());

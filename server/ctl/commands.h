@@ -26,6 +26,7 @@ void RegisterChat(CLI::App* app, Context* context);
 void RegisterGenerate(CLI::App* app, Context* context);
 void RegisterBench(CLI::App* app, Context* context);
 void RegisterStatus(CLI::App* app, Context* context);    // status and models
+void RegisterPlans(CLI::App* app, Context* context);     // plans and scores
 void RegisterTokenize(CLI::App* app, Context* context);  // tokenize and detokenize
 
 inline constexpr int kExitOk = 0;

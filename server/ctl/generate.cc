@@ -197,7 +197,7 @@ int RunFile(const Connection& connection, Context* context, const GenerateFlags&
   return run.failed() == 0 ? kExitOk : kExitFailed;
 }
 
-int RunGenerate(Context* context, const GenerateFlags& flags) {
+int RunGenerate(Context* context, GenerateFlags flags) {
   if (flags.prompt.empty() == flags.input.empty()) {
     return Complain("generate needs either --prompt or --input", kExitUsage);
   }
@@ -206,6 +206,8 @@ int RunGenerate(Context* context, const GenerateFlags& flags) {
   }
   auto connection = Connection::Open(context->connection);
   if (!connection.ok()) return Complain(std::string(connection.status().message()), kExitUsage);
+  const grpc::Status asked = flags.generation.Prepare(**connection, context->model);
+  if (!asked.ok()) return Complain(Explain(asked), kExitFailed);
   return flags.input.empty() ? RunOne(**connection, context, flags)
                              : RunFile(**connection, context, flags);
 }

@@ -3,8 +3,69 @@
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "morphserve/v1/models.grpc.pb.h"
 
 namespace morphserve::ctl {
+namespace {
+
+constexpr char kFull[] = "full";
+
+constexpr std::pair<std::string_view, v1::QualityTier> kTiers[] = {
+    {"fastest", v1::QUALITY_TIER_FASTEST},
+    {"balanced", v1::QUALITY_TIER_BALANCED},
+    {"highest", v1::QUALITY_TIER_HIGHEST}};
+
+v1::QualityTier TierOf(std::string_view name) {
+  for (const auto& [known, tier] : kTiers) {
+    if (known == name) return tier;
+  }
+  return v1::QUALITY_TIER_UNSPECIFIED;
+}
+
+// Empty, or what is wrong with the value of --plan.
+std::string CheckPlanName(const std::string& name) {
+  const bool number = !name.empty() && name.size() <= 5 &&
+                      name.find_first_not_of("0123456789") == std::string::npos;
+  if (number || name == kFull || name.rfind("p-", 0) == 0 ||
+      TierOf(name) != v1::QUALITY_TIER_UNSPECIFIED) {
+    return "";
+  }
+  return absl::StrFormat(
+      "'%s' is neither a plan id (p-...), a number of full layers, full, fastest, balanced nor "
+      "highest",
+      name);
+}
+
+void FillPlan(const std::string& name, uint32_t layers, v1::PlanSelector* selector) {
+  if (const v1::QualityTier tier = TierOf(name); tier != v1::QUALITY_TIER_UNSPECIFIED) {
+    selector->set_tier(tier);
+  } else if (name == kFull) {
+    selector->set_full_layers(layers);
+  } else if (name[0] != 'p') {
+    selector->set_full_layers(static_cast<uint32_t>(std::stoul(name)));
+  } else {
+    selector->set_plan_id(name);
+  }
+}
+
+}  // namespace
+
+grpc::Status GenerationFlags::Prepare(const Connection& connection, const std::string& model) {
+  if (plan != kFull) return grpc::Status::OK;
+  v1::GetModelInfoRequest request;
+  request.set_model(model);
+  v1::ModelInfo info;
+  grpc::ClientContext call;
+  connection.Prepare(&call);
+  const grpc::Status status =
+      v1::Models::NewStub(connection.inference())->GetModelInfo(&call, request, &info);
+  layers = info.layers();
+  return status;
+}
 
 void GenerationFlags::Register(CLI::App* command) {
   const std::string group = "Generation";
@@ -25,7 +86,12 @@ void GenerationFlags::Register(CLI::App* command) {
   add("--stop", stop, "end at this string; may be given several times");
   add("--logprobs", logprobs, "log-probabilities of each token and of this many alternatives");
   add("--priority", priority, "-100 to 100; higher is served first");
-  add("--plan", plan, "layer plan, by id or unique prefix");
+  command
+      ->add_option("--plan", plan,
+                   "layer plan: id or unique prefix, number of full layers, full, fastest, "
+                   "balanced or highest")
+      ->check(CheckPlanName)
+      ->group(group);
   command->add_flag("--ignore-eos", ignore_eos, "do not end at the model's end token")
       ->group(group);
 }
@@ -48,7 +114,7 @@ void GenerationFlags::Fill(v1::GenerationOptions* options) const {
   if (ignore_eos) stopping->set_ignore_eos(true);
   if (logprobs) options->mutable_output()->set_logprobs(*logprobs);
   if (priority) options->mutable_scheduling()->set_priority(*priority);
-  if (!plan.empty()) options->mutable_plan()->set_plan_id(plan);
+  if (!plan.empty()) FillPlan(plan, layers, options->mutable_plan());
 }
 
 }  // namespace morphserve::ctl

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "morphserve/v1/inference.pb.h"
+#include "server/ctl/connection.h"
 
 namespace CLI {
 class App;
@@ -23,9 +24,12 @@ struct GenerationFlags {
   std::vector<std::string> stop;
   bool ignore_eos = false;
   std::optional<int32_t> priority;
-  std::string plan;
+  std::string plan;     // As given; empty: the active one.
+  uint32_t layers = 0;  // Of the model, once Prepare has asked.
 
   void Register(CLI::App* command);
+  // Asks the server what --plan full means; other plans need no question. Comes before Fill.
+  grpc::Status Prepare(const Connection& connection, const std::string& model);
   void Fill(v1::GenerationOptions* options) const;
 };
 

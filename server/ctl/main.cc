@@ -16,6 +16,8 @@ constexpr char kExamples[] = R"(Examples:
   morphctl generate --input requests.jsonl --output results.jsonl --concurrency 8
   morphctl bench --concurrency 4 --requests 64 --prompt-tokens 128 --output-tokens 64
   morphctl status
+  morphctl plans                                  layer plans, and what each costs
+  morphctl chat --plan fastest                    answer on another plan
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.)";
 
@@ -52,6 +54,7 @@ int Main(int argc, char** argv) {
   RegisterGenerate(&app, &context);
   RegisterBench(&app, &context);
   RegisterStatus(&app, &context);
+  RegisterPlans(&app, &context);
   RegisterTokenize(&app, &context);
   try {
     app.parse(argc, argv);

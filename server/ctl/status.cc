@@ -1,6 +1,4 @@
 // morphctl status and models: what a server is and does.
-#include <google/protobuf/util/json_util.h>
-
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
@@ -10,19 +8,11 @@
 #include "morphserve/v1/admin.grpc.pb.h"
 #include "morphserve/v1/models.grpc.pb.h"
 #include "server/ctl/commands.h"
+#include "server/ctl/message_json.h"
 #include "server/ctl/terminal.h"
 
 namespace morphserve::ctl {
 namespace {
-
-std::string ToJson(const google::protobuf::Message& message) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.always_print_primitive_fields = true;
-  options.preserve_proto_field_names = true;
-  std::string out;
-  const auto status = google::protobuf::util::MessageToJsonString(message, &out, options);
-  return status.ok() ? out : "{}";
-}
 
 std::string MiB(uint64_t bytes) {
   return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
@@ -38,13 +28,21 @@ void PrintRows(const Rows& rows) {
   }
 }
 
+std::string InUse(const v1::Pool& pool) {
+  return absl::StrFormat("%d of %d in use, %d cached", pool.running(), pool.total(), pool.cached());
+}
+
 Rows LoadRows(const v1::Load& load) {
-  return {
-      {"requests", absl::StrFormat("%d running, %d waiting (%d preempted)", load.running(),
-                                   load.waiting(), load.preempted())},
-      {"speed", absl::StrFormat("%.1f tokens/s, step p50 %.1f ms", load.tokens_per_second(),
-                                load.step_ms_p50())},
-      {"pages", absl::StrFormat("%d of %d in use", load.pages().running(), load.pages().total())}};
+  Rows rows = {{"requests", absl::StrFormat("%d running, %d waiting (%d preempted)", load.running(),
+                                            load.waiting(), load.preempted())},
+               {"speed", absl::StrFormat("%.1f tokens/s, step p50 %.1f ms",
+                                         load.tokens_per_second(), load.step_ms_p50())},
+               {"pages", InUse(load.pages())}};
+  if (load.slots().total() > 0) rows.push_back({"slots", InUse(load.slots())});
+  const v1::PlanRef& active = load.pointers().active();
+  rows.push_back({"active plan", absl::StrFormat("%s, %d of %d layers full", active.plan_id(),
+                                                 active.full_layers(), active.layers())});
+  return rows;
 }
 
 int RunStatus(Context* context) {
@@ -111,12 +109,16 @@ int RunModels(Context* context) {
        {"context", absl::StrFormat("%d tokens", info.context_tokens_max())},
        {"weights", info.weight_dtype()},
        {"cache", info.kv_dtype()},
+       {"branches", info.morphable()
+                        ? absl::StrFormat("%s, %.1f M parameters", info.branch_kind(),
+                                          static_cast<double>(info.branch_parameters()) / 1e6)
+                        : "none"},
        {"chat template", info.chat_template() ? "yes" : "no"},
        {"capabilities", capabilities},
        {"active plan",
         absl::StrFormat("%s, %d of %d layers full", info.pointers().active().plan_id(),
-                        info.pointers().active().full_layers(),
-                        info.pointers().active().layers())}});
+                        info.pointers().active().full_layers(), info.pointers().active().layers())},
+       {"plans", absl::StrFormat("%d known; morphctl plans lists them", info.plans_size())}});
   return kExitOk;
 }
 

@@ -136,6 +136,48 @@ TEST(Config, EverySchedulerSettingReachesTheEngine) {
   EXPECT_EQ(options.queue_tokens_max, 1000);
 }
 
+TEST(Config, EverySettingOfPlansAndCachesReachesTheEngine) {
+  const EngineOptions options = ToEngineOptions(With({{"model.branches", "window:128"},
+                                                      {"plans.active", "full_layers=3"},
+                                                      {"plans.table_max", "9"},
+                                                      {"plans.history", "5"},
+                                                      {"cache.prefix", "false"},
+                                                      {"cache.snapshot_share_max", "0.25"},
+                                                      {"cache.snapshots_per_path", "3"},
+                                                      {"cache.host_spill_bytes", "1MiB"},
+                                                      {"guard.state_every_tokens", "0"},
+                                                      {"guard.trips_max", "7"},
+                                                      {"guard.window_s", "1.5"}}));
+  EXPECT_EQ(options.branches, "window:128");
+  EXPECT_EQ(options.active_plan, "full_layers=3");
+  EXPECT_EQ(options.plans_table_max, 9);
+  EXPECT_EQ(options.plans_history, 5);
+  EXPECT_FALSE(options.prefix_cache);
+  EXPECT_EQ(options.snapshot_share_max, 0.25);
+  EXPECT_EQ(options.snapshots_per_path, 3);
+  EXPECT_EQ(options.host_spill_bytes, 1 << 20);
+  EXPECT_EQ(options.guard_state_every_tokens, 0);
+  EXPECT_EQ(options.guard_trips_max, 7);
+  EXPECT_EQ(options.guard_window_s, 1.5);
+  EXPECT_TRUE(ToEngineOptions(With({})).prefix_cache);
+}
+
+TEST(Config, TheActivePlanMustReadAsOneAndNeedsBranches) {
+  for (const char* plan : {"full_layers=8", "full_layers=0", "FLFL", "F", "full"}) {
+    EXPECT_THAT(ValidateConfig(With({{"model.branches", "window:8"}, {"plans.active", plan}})),
+                IsEmpty())
+        << plan;
+  }
+  for (const char* plan :
+       {"", "all", "full_layers=", "full_layers=-1", "full_layers=12345", "FLX", "full "}) {
+    EXPECT_THAT(ValidateConfig(With({{"model.branches", "window:8"}, {"plans.active", plan}})),
+                ElementsAre(HasSubstr("must be full, full_layers=K")))
+        << plan;
+  }
+  EXPECT_THAT(ValidateConfig(With({{"plans.active", "full_layers=8"}})),
+              ElementsAre(HasSubstr("without model.branches every layer is full")));
+}
+
 TEST(Config, TheSamplesOfTheRepositoryAreValid) {
   for (const char* name : {"default", "production"}) {
     std::ifstream file(std::string(MORPHSERVE_SOURCE_DIR) + "/deploy/config/" + name + ".yaml");

@@ -20,6 +20,7 @@
 #include "morphserve/v1/models.grpc.pb.h"
 #include "server/server.h"
 #include "server/settings.h"
+#include "server/statusz.h"
 #include "server/tracked_engine.h"
 #include "tests/server/process_fakes.h"
 
@@ -103,13 +104,14 @@ class ServerTest : public ::testing::Test {
   }
 
   // A generation of the stub: runs until somebody ends it.
-  std::thread Generate(const std::string& id, grpc::Status* end) {
-    return std::thread([this, id, end] {
+  std::thread Generate(const std::string& id, grpc::Status* end, const std::string& plan_id = "") {
+    return std::thread([this, id, end, plan_id] {
       const auto stub = v1::Inference::NewStub(inference_);
       grpc::ClientContext context;
       v1::GenerateRequest request;
       request.mutable_tokens()->add_ids(1);
       request.mutable_options()->set_request_id(id);
+      if (!plan_id.empty()) request.mutable_options()->mutable_plan()->set_plan_id(plan_id);
       request.mutable_options()->mutable_output()->set_text(false);
       const auto reader = stub->GenerateStream(&context, request);
       v1::GenerateEvent event;
@@ -294,20 +296,112 @@ TEST_F(ServerTest, AbortEndsTheNamedAndTellsTheUnknown) {
   two.join();
 }
 
+TEST_F(ServerTest, AbortByPlanTakesThoseThatWaitForItToo) {
+  StartAndLoad();
+  testing::StubEngine* const engine = engine_;
+  const std::string full = engine->plans().active()->id();
+  grpc::Status end;
+  std::thread call = Generate("one", &end, full);
+  ASSERT_TRUE(Eventually([this] { return Runs("one"); }));
+  v1::AbortResponse response;
+  v1::AbortRequest unknown, other, named;
+  unknown.set_plan_id("p-9");
+  grpc::ClientContext c1, c2, c3;
+  const grpc::Status refused = admin_->Abort(&c1, unknown, &response);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::NOT_FOUND);
+  other.set_plan_id("p-0123456789abcdef");
+  ASSERT_TRUE(admin_->Abort(&c2, other, &response).ok());
+  EXPECT_EQ(response.aborted(), 0U);
+  named.set_plan_id(full.substr(0, 8));
+  ASSERT_TRUE(admin_->Abort(&c3, named, &response).ok());
+  EXPECT_EQ(response.aborted(), 1U);
+  call.join();
+  EXPECT_EQ(end.error_code(), grpc::StatusCode::ABORTED);
+}
+
+TEST_F(ServerTest, FlushingReachesTheEngineAsItWasAsked) {
+  StartAndLoad();
+  testing::StubEngine* const engine = engine_;
+  const std::string full = engine->plans().active()->id();
+  const auto flush = [this](const v1::FlushPrefixCacheRequest& request) {
+    grpc::ClientContext context;
+    v1::FlushPrefixCacheResponse response;
+    const grpc::Status status = admin_->FlushPrefixCache(&context, request, &response);
+    if (status.ok()) {
+      EXPECT_EQ(response.entries(), 3U);
+      EXPECT_EQ(response.bytes(), 4096U);
+    }
+    return status.error_code();
+  };
+  v1::FlushPrefixCacheRequest request;
+  EXPECT_EQ(flush(request), grpc::StatusCode::OK);
+  EXPECT_EQ(engine->asked(), "plan=* salt=*");
+  request.set_plan_id(full.substr(0, 8));
+  EXPECT_EQ(flush(request), grpc::StatusCode::OK);
+  EXPECT_EQ(engine->asked(), "plan=" + full + " salt=*");
+  request.set_salt("s");
+  EXPECT_EQ(flush(request), grpc::StatusCode::INVALID_ARGUMENT) << "a salt of which tenant?";
+  request.set_tenant("team");
+  EXPECT_EQ(flush(request), grpc::StatusCode::OK);
+  EXPECT_EQ(engine->asked(), "plan=" + full + " salt=team/s");
+  request.clear_salt();
+  EXPECT_EQ(flush(request), grpc::StatusCode::OK);
+  EXPECT_EQ(engine->asked(), "plan=" + full + " salt=team/");
+  request.set_plan_id("p-9");
+  EXPECT_EQ(flush(request), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(ServerTest, TheLoadAndTheStatusPageTellPoolsAndPlans) {
+  StartAndLoad();
+  testing::StubEngine* const engine = engine_;
+  const std::string full = engine->plans().active()->id();
+  EngineLoad load;
+  load.arena_bytes = 20000;  // Of pages of 1000 bytes and slots of 2000.
+  load.cache.pages_total = 9;
+  load.cache.pages_running = 4;
+  load.cache.pages_cached = 1;
+  load.cache.slots_total = 5;
+  load.cache.slots_running = 2;
+  load.cache.slots_free = 3;
+  load.running_by_plan = {{full, 2}};
+  engine->SetLoad(load);
+  grpc::ClientContext context;
+  v1::Load told;
+  ASSERT_TRUE(admin_->GetLoad(&context, v1::GetLoadRequest(), &told).ok());
+  EXPECT_EQ(told.pages().total(), 9U);
+  EXPECT_EQ(told.pages().running(), 4U);
+  EXPECT_EQ(told.slots().total(), 5U);
+  EXPECT_EQ(told.slots().free(), 3U);
+  EXPECT_EQ(told.arena_bytes().total(), 20000U);
+  EXPECT_EQ(told.arena_bytes().running(), 8000U);
+  EXPECT_EQ(told.arena_bytes().cached(), 1000U);
+  EXPECT_EQ(told.arena_bytes().free(), 11000U);
+  EXPECT_EQ(told.pointers().active().plan_id(), full);
+  EXPECT_EQ(told.pointers().highest().epoch(), 1U);
+  ASSERT_EQ(told.running_by_plan_size(), 1);
+  EXPECT_EQ(told.running_by_plan().at(full), 2U);
+  ServingState state(ServerConfig(), "digest", absl::Now());
+  ServedModel model;
+  model.engine = engine;
+  model.name = "stub";
+  state.SetReady(std::move(model));
+  const std::string page = RenderStatus(state, ServerMetrics(), "");
+  EXPECT_THAT(page, HasSubstr("  " + full + " FF 2F/0L"));
+  EXPECT_THAT(page, HasSubstr("from start: active fastest balanced highest"));
+  EXPECT_THAT(page, HasSubstr("slots: 5 in all, 2 running, 0 cached, 3 free, 0 quarantined"));
+}
+
 TEST_F(ServerTest, AdminRefusesWhatItCannotDo) {
   StartAndLoad();
   const auto code = [](const grpc::Status& status) { return status.error_code(); };
   v1::AbortResponse aborted;
   v1::PauseResponse paused;
-  v1::FlushPrefixCacheResponse flushed;
   v1::SetLogLevelResponse level;
   v1::DrainResponse drained;
-  grpc::ClientContext c1, c2, c3, c4, c5, c6;
+  grpc::ClientContext c1, c2, c4, c5, c6;
   EXPECT_EQ(code(admin_->Abort(&c1, v1::AbortRequest(), &aborted)),
             grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(code(admin_->Pause(&c2, v1::PauseRequest(), &paused)), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_EQ(code(admin_->FlushPrefixCache(&c3, v1::FlushPrefixCacheRequest(), &flushed)),
-            grpc::StatusCode::UNIMPLEMENTED);
   v1::SetLogLevelRequest loud;
   loud.set_level("loud");
   EXPECT_EQ(code(admin_->SetLogLevel(&c4, loud, &level)), grpc::StatusCode::INVALID_ARGUMENT);
@@ -346,11 +440,11 @@ grpc::Status Call(const std::shared_ptr<grpc::Channel>& channel, const std::stri
 std::vector<std::pair<bool, std::string>> AllMethods() {
   std::vector<std::pair<bool, std::string>> methods;  // {on the admin listener, path}.
   const auto* pool = google::protobuf::DescriptorPool::generated_pool();
-  for (const char* name : {"Inference", "Models", "Admin"}) {
-    const auto* service = pool->FindServiceByName(std::string("morphserve.v1.") + name);
+  for (const std::string name : {"Inference", "Models", "Admin", "Morph"}) {
+    const auto* service = pool->FindServiceByName("morphserve.v1." + name);
     EXPECT_NE(service, nullptr) << name;
     for (int i = 0; i < service->method_count(); ++i) {
-      methods.emplace_back(std::string(name) == "Admin",
+      methods.emplace_back(name == "Admin" || name == "Morph",
                            "/" + service->full_name() + "/" + service->method(i)->name());
     }
   }
@@ -363,7 +457,7 @@ TEST_F(ServerTest, NoMethodAnswersWithoutACredential) {
   StartAndLoad({{"auth.tokens_file", path}});
   const auto admin = Connect(server_->ports().admin);
   const auto methods = AllMethods();
-  EXPECT_GE(methods.size(), 18U);
+  EXPECT_GE(methods.size(), 25U);
   for (const auto& [on_admin, method] : methods) {
     EXPECT_EQ(Call(on_admin ? admin : inference_, method, "").error_code(),
               grpc::StatusCode::UNAUTHENTICATED)
@@ -417,6 +511,7 @@ TEST(TrackedEngine, KnowsWhatIsLiveAndFreesAnIdBeforeItsEndIsTold) {
     Request request;
     request.id = id;
     request.tenant = "t";
+    request.plan_id = "p-" + id;
     return engine.Submit(std::move(request), std::move(sink));
   };
   auto a = std::make_shared<testing::EndSink>();
@@ -428,6 +523,7 @@ TEST(TrackedEngine, KnowsWhatIsLiveAndFreesAnIdBeforeItsEndIsTold) {
   EXPECT_EQ(ReasonOf(twice), "REQUEST_ID_IN_USE");
   ASSERT_EQ(engine.LiveRequests().size(), 2U);
   EXPECT_EQ(engine.LiveRequests()[0].tenant, "t");
+  EXPECT_EQ(engine.LiveRequests()[0].plan_id, "p-a") << "asked for, not yet started";
   stub->Take("a")->OnDone({});
   EXPECT_TRUE(a->done);
   EXPECT_EQ(engine.live_count(), 1U);

@@ -504,8 +504,12 @@ TEST(ModelsService, DescribesTheOnlyModel) {
   ASSERT_EQ(info.plans_size(), 1);
   EXPECT_EQ(info.plans(0).layers_size(), 3);
   EXPECT_EQ(info.plans(0).layers(0), v1::LAYER_KIND_FULL);
-  EXPECT_EQ(info.pointers().active().plan_id(), "p-0123456789abcdef");
-  EXPECT_EQ(info.pointers().fastest().plan_id(), "p-0123456789abcdef");
+  const std::string full = fixture.engine().plans().active()->id();
+  EXPECT_EQ(info.plans(0).plan_id(), full);
+  EXPECT_EQ(info.pointers().active().plan_id(), full);
+  EXPECT_EQ(info.pointers().fastest().plan_id(), full);
+  EXPECT_EQ(info.branch_kind(), "");
+  EXPECT_EQ(info.state_dtype(), "");
   v1::ServerInfo server;
   ASSERT_TRUE(fixture.models().GetServerInfo(&contexts[2], {}, &server).ok());
   EXPECT_EQ(server.state(), "ready");

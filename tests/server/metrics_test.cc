@@ -22,7 +22,7 @@ using ::testing::Not;
 
 using testing::MetricValue;
 
-void DriveEverything(ServerMetrics* metrics, const Engine* engine) {
+void DriveEverything(ServerMetrics* metrics, Engine* engine) {
   metrics->SetModelName("tiny");
   metrics->AttachEngine(engine);
   metrics->SetStartupSeconds("load", 1.5);
@@ -33,8 +33,10 @@ void DriveEverything(ServerMetrics* metrics, const Engine* engine) {
                    .rows = 7,
                    .prompt_tokens = 5,
                    .output_tokens = 2,
-                   .plans = 1,
-                   .recomputed_tokens = 3});
+                   .plans = 2,
+                   .recomputed_tokens = 3,
+                   .by_plan = {{"p-00112233445566aa", 4, 2}, {"p-00112233445566bb", 1, 0}}});
+  metrics->OnPrefixLookup("p-00112233445566aa", 9, {.tokens = 6, .limit = HitLimit::kState});
   metrics->OnFirstToken("p-00112233445566aa", 0.1);
   metrics->OnTokenGap("p-00112233445566aa", 0.02);
   metrics->OnRequestEnd({.plan_id = "p-00112233445566aa",
@@ -86,8 +88,10 @@ TEST(Metrics, EventsAreCountedUnderTheirLabels) {
   testing::StubEngine engine;
   ServerMetrics metrics;
   DriveEverything(&metrics, &engine);
-  metrics.OnPreemption();
-  metrics.OnNonFinite("p-00112233445566aa");
+  metrics.OnPreemption(PreemptedBy::kPage, false);
+  metrics.OnPreemption(PreemptedBy::kSlot, true);
+  metrics.OnNonFinite("p-00112233445566aa", "state");
+  metrics.OnPrefixLookup("p-00112233445566aa", 3, {.tokens = 2, .limit = HitLimit::kNone});
   metrics.OnSlowReader();
   metrics.AddOutboxBytes(100);
   metrics.AddOutboxBytes(-40);
@@ -95,13 +99,27 @@ TEST(Metrics, EventsAreCountedUnderTheirLabels) {
   metrics.OnRequestEnd({.plan_id = "p-00112233445566aa", .ok = false, .reason = "DEADLINE_PASSED"});
   const std::string text = metrics.Render();
   const std::string plan = "plan=\"p-00112233445566aa\"";
-  EXPECT_EQ(MetricValue(text, "morphserve_prompt_tokens_total", {plan}), 5);
+  const std::string other = "plan=\"p-00112233445566bb\"";
+  EXPECT_EQ(MetricValue(text, "morphserve_prompt_tokens_total", {plan}), 4 + 6 + 2)
+      << "computed or cached";
+  EXPECT_EQ(MetricValue(text, "morphserve_prompt_tokens_total", {other}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_prompt_tokens_cached_total", {plan}), 8);
+  EXPECT_EQ(MetricValue(text, "morphserve_prefix_cache_queries_total", {plan}), 12);
+  EXPECT_EQ(MetricValue(text, "morphserve_prefix_cache_hits_total", {plan}), 8);
+  EXPECT_EQ(MetricValue(text, "morphserve_prefix_hit_limited_total", {"by=\"state\""}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_prefix_hit_limited_total", {"by=\"kv\""}), 0);
+  EXPECT_EQ(MetricValue(text, "morphserve_prefix_hit_limited_total", {"by=\"none\""}), 0);
+  EXPECT_EQ(MetricValue(text, "morphserve_step_plans_sum"), 2);
   EXPECT_EQ(MetricValue(text, "morphserve_generation_tokens_total", {plan}), 2);
   EXPECT_EQ(MetricValue(text, "morphserve_recomputed_tokens_total", {"preempted"}), 3);
   EXPECT_EQ(MetricValue(text, "morphserve_request_success_total", {plan, "\"stop\""}), 1);
   EXPECT_EQ(MetricValue(text, "morphserve_request_success_total", {plan, "\"eos\""}), 0);
   EXPECT_EQ(MetricValue(text, "morphserve_num_preemptions_total", {"page", "recompute"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_num_preemptions_total", {"slot", "spill"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_num_preemptions_total", {"slot", "recompute"}), 0);
   EXPECT_EQ(MetricValue(text, "morphserve_corrupted_requests_total", {plan}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_guard_trips_total", {plan, "state"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_guard_trips_total", {plan, "logits"}), 0);
   EXPECT_EQ(MetricValue(text, "morphserve_stream_write_stalls_total"), 1);
   EXPECT_EQ(MetricValue(text, "morphserve_stream_outbox_bytes"), 60);
   EXPECT_EQ(MetricValue(text, "morphserve_admission_rejections_total", {"DEADLINE_UNREACHABLE"}),
@@ -129,10 +147,18 @@ TEST(Metrics, GaugesFollowTheEngineUntilItIsDetached) {
   load.running = 3;
   load.waiting = 4;
   load.waiting_tokens = 50;
-  load.pages_total = 10;
-  load.pages_running = 4;
-  load.pages_cached = 1;
-  load.pages_free = 5;
+  load.arena_bytes = 20000;  // Of pages of 1000 bytes and slots of 2000.
+  load.cache.pages_running = 4;
+  load.cache.pages_cached = 1;
+  load.cache.slots_running = 2;
+  load.cache.slots_cached = 3;
+  load.cache.slots_quarantined = 1;
+  load.cache.slots_free = 4;
+  load.cache.snapshots = 2;
+  load.cache.spilled_bytes = 77;
+  load.cache.snapshots_stored[0] = 5;
+  load.cache.snapshots_hit[4] = 6;
+  load.cache.snapshots_evicted = 7;
   load.step_age_s = 2.5;
   engine.SetLoad(load);
   std::string text = metrics.Render();
@@ -140,14 +166,58 @@ TEST(Metrics, GaugesFollowTheEngineUntilItIsDetached) {
   EXPECT_EQ(MetricValue(text, "morphserve_num_requests_waiting"), 4);
   EXPECT_EQ(MetricValue(text, "morphserve_waiting_tokens"), 50);
   EXPECT_EQ(MetricValue(text, "morphserve_kv_cache_usage_perc"), 0.4);
-  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"running"}), 4000);
-  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"free"}), 5000);
+  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"page", "running"}), 4000);
+  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"page", "cached"}), 1000);
+  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"slot", "running"}), 4000);
+  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"slot", "cached"}), 6000);
+  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"slot", "quarantined"}), 2000);
+  EXPECT_EQ(MetricValue(text, "morphserve_arena_bytes", {"free"}), 3000);
+  EXPECT_EQ(MetricValue(text, "morphserve_state_slots", {"running"}), 2);
+  EXPECT_EQ(MetricValue(text, "morphserve_state_slots", {"free"}), 4);
+  EXPECT_EQ(MetricValue(text, "morphserve_state_snapshots"), 2);
+  EXPECT_EQ(MetricValue(text, "morphserve_host_spill_bytes"), 77);
+  EXPECT_EQ(MetricValue(text, "morphserve_snapshots_stored_total", {"prompt_end"}), 5);
+  EXPECT_EQ(MetricValue(text, "morphserve_snapshots_hit_total", {"ladder"}), 6);
+  EXPECT_EQ(MetricValue(text, "morphserve_snapshots_evicted_total"), 7);
+  // Counters of the engine are told as they stand, not added again by each scrape.
+  EXPECT_EQ(MetricValue(metrics.Render(), "morphserve_snapshots_stored_total", {"prompt_end"}), 5);
   EXPECT_EQ(MetricValue(text, "morphserve_engine_step_age_seconds"), 2.5);
   EXPECT_EQ(MetricValue(text, "morphserve_cache_config_info", {"block_size=\"64\"", "\"10\""}), 1);
   metrics.AttachEngine(nullptr);
   load.running = 9;
   engine.SetLoad(load);
   EXPECT_EQ(MetricValue(metrics.Render(), "morphserve_num_requests_running"), 3);
+}
+
+TEST(Metrics, PointersAndPlansComeAndGoWithTheTable) {
+  testing::StubEngine engine;  // Two layers.
+  PlanRegistry& plans = engine.plans();
+  const std::string full = plans.active()->id();
+  const std::string hybrid = testing::FakePlan("FL")->id();
+  ServerMetrics metrics;
+  metrics.AttachEngine(&engine);
+  EngineLoad load;
+  load.running_by_plan = {{full, 2}, {hybrid, 3}, {"p-gone", 4}};
+  engine.SetLoad(load);
+  std::string text = metrics.Render();
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_info", {"active", full, "full_layers=\"2\""}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_epoch", {"active"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_requests_running", {full}), 2);
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_requests_running", {"other"}), 7)
+      << "plans that are in no table must not make series";
+  ASSERT_TRUE(plans.Register(testing::FakePlan("FL"), "", "request").ok());
+  ASSERT_TRUE(plans.Point(PlanPointer::kActive, hybrid).ok());
+  text = metrics.Render();
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_info", {"active", hybrid, "full_layers=\"1\""}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_info", {"active", full}), -1) << "a stale pointer";
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_info", {"highest", full}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_epoch", {"active"}), 2);
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_epoch", {"highest"}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_plan_requests_running", {hybrid}), 3);
+  ASSERT_TRUE(plans.Point(PlanPointer::kActive, full).ok());
+  ASSERT_TRUE(plans.Remove(hybrid).ok());
+  EXPECT_EQ(MetricValue(metrics.Render(), "morphserve_plan_requests_running", {hybrid}), -1);
+  metrics.AttachEngine(nullptr);
 }
 
 TEST(Metrics, WhatAClientSendsMakesNoSeries) {
@@ -203,10 +273,14 @@ TEST(Metrics, ConstantLabelsAreOnOursAndNotOnTheProcess) {
 
 TEST(Metrics, TheLastStepsAreKeptInOrder) {
   ServerMetrics metrics;
-  for (int i = 0; i < 50; ++i) metrics.OnStep({.seconds = 0.001, .rows = i});
+  for (int i = 0; i < 50; ++i) {
+    const std::string plan = "p-" + std::to_string(i);
+    metrics.OnStep({.seconds = 0.001, .rows = i, .by_plan = {{plan, 1, 0}}});
+  }
   const auto steps = metrics.LastSteps();
   ASSERT_EQ(steps.size(), ServerMetrics::kStepsKept);
   EXPECT_EQ(steps.front().report.rows, 30);
+  EXPECT_TRUE(steps.front().report.by_plan.empty()) << "its names are gone by now";
   EXPECT_EQ(steps.back().report.rows, 49);
 }
 
@@ -220,7 +294,10 @@ TEST(Metrics, ScrapesAndEventsMayCross) {
   std::thread caller([&] {
     for (int i = 0; i < 500; ++i) metrics.OnRpcEnd("morphserve.v1.Models", "ListModels", 0, 0.001);
   });
-  for (int i = 0; i < 500; ++i) metrics.OnStep({.seconds = 0.001, .rows = 1, .output_tokens = 1});
+  for (int i = 0; i < 500; ++i) {
+    metrics.OnStep(
+        {.seconds = 0.001, .rows = 1, .output_tokens = 1, .by_plan = {{"p-00112233", 0, 1}}});
+  }
   scraper.join();
   caller.join();
   EXPECT_EQ(MetricValue(metrics.Render(), "morphserve_generation_tokens_total"), 500);

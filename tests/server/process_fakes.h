@@ -12,19 +12,19 @@
 #include "absl/status/status.h"
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
+#include "tests/server/plan_fakes.h"
 
 namespace morphserve::testing {
 
-class StubEngine final : public Engine {
+class StubEngine final : public PlannedEngine {
  public:
-  StubEngine() {
+  StubEngine() : PlannedEngine(2) {
     info_.model_name = "stub";
-    info_.active_plan_id = "p-00112233445566aa";
     info_.layers = 2;
-    info_.full_layers = 2;
     info_.vocab = 100;
     info_.context_tokens = 1000;
     info_.memory.page_bytes = 1000;
+    info_.memory.slot_bytes = 2000;
     info_.memory.pages_total = 10;
     info_.memory.text = "verdict of the stub";
   }

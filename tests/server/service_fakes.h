@@ -16,6 +16,7 @@
 #include "engine/engine.h"
 #include "engine/text/chat_template.h"
 #include "engine/text/tokenizer.h"
+#include "tests/server/plan_fakes.h"
 
 namespace morphserve::testing {
 
@@ -111,24 +112,23 @@ class SimpleTemplate final : public ChatTemplate {
 
 // Keeps what is submitted; the test plays the engine thread. Cancel answers the sink at once, from
 // the thread that calls it, which is harsher than an engine is.
-class FakeEngine final : public Engine {
+class FakeEngine final : public PlannedEngine {
  public:
   struct Live {
     Request request;
     std::shared_ptr<TokenSink> sink;
   };
 
-  explicit FakeEngine(const Tokenizer* tokenizer) : tokenizer_(tokenizer) {
+  explicit FakeEngine(const Tokenizer* tokenizer, int32_t plans_max = 8)
+      : PlannedEngine(3, plans_max), tokenizer_(tokenizer) {
     info_.model_name = "tiny";
     info_.architecture = "llama";
     info_.parameters = 1234;
     info_.layers = 3;
-    info_.full_layers = 3;
     info_.vocab = ByteTokenizer::kVocab;
     info_.context_tokens = 512;
     info_.weight_dtype = "F32";
     info_.kv_dtype = "F16";
-    info_.active_plan_id = "p-0123456789abcdef";
     info_.device_name = "test";
     info_.kv_bytes_per_token = 3 * 16;
     info_.memory.page_bytes = 64 * 16;

@@ -71,11 +71,11 @@ TEST(Settings, AnUnknownKeyNamesTheNearest) {
 }
 
 TEST(Settings, APlannedKeyStopsTheStartAndSaysWhy) {
-  for (const char* key : {"model.branches", "tls.client_ca", "morph.kl_max", "plans.active"}) {
+  for (const char* key : {"cache.isolation", "tls.client_ca", "morph.kl_max", "plans.live_max"}) {
     EXPECT_THAT(ProblemsOf({.overrides = {{key, "1"}}}),
                 HasSubstr(std::string("setting ") + key + " is planned, not built yet"));
   }
-  EXPECT_THAT(ProblemsOf({.yaml = "plans:\n  active: all\n"}), HasSubstr("planned"));
+  EXPECT_THAT(ProblemsOf({.yaml = "plans:\n  state_file: all\n"}), HasSubstr("planned"));
   EXPECT_THAT(ProblemsOf({.environment = {{"MORPHSERVE_TENANT_RUNNING_MAX", "3"}}}),
               HasSubstr("tenant.running_max is planned"));
 }

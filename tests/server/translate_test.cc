@@ -87,7 +87,7 @@ class TranslateTest : public ::testing::Test {
   ServedModel model_;
   const ServerConfig config_;
   CallFacts facts_;
-  Translator translator_{&model_, &config_.limits};
+  Translator translator_{&model_, &config_};
 };
 
 TEST_F(TranslateTest, AbsentFieldsTakeTheDefaultsOfTheApi) {
@@ -237,7 +237,12 @@ INSTANTIATE_TEST_SUITE_P(
         BadField{"scheduling { priority: -101 }", "options.scheduling.priority"},
         BadField{"plan { plan_id: '' }", "options.plan.plan_id"},
         BadField{"plan { tier: QUALITY_TIER_UNSPECIFIED }", "options.plan.tier"},
-        BadField{"plan { full_layers: 4 }", "options.plan.full_layers"}));
+        BadField{"plan { full_layers: 4 }", "options.plan.full_layers"},
+        BadField{"plan { full_layers: 4294967295 }", "options.plan.full_layers"},
+        BadField{"cache { snapshot_at: 0 }", "options.cache.snapshot_at[0]"},
+        BadField{"cache { snapshot_at: [4, 5] }", "options.cache.snapshot_at[1]"},
+        BadField{"cache { snapshot_at: [1, 1, 1, 1, 1, 1, 1, 1, 1] }",
+                 "options.cache.snapshot_at"}));
 
 TEST_F(TranslateTest, ListsAboveTheirLimitsAreRefused) {
   v1::GenerateRequest request;
@@ -257,8 +262,9 @@ TEST_F(TranslateTest, ListsAboveTheirLimitsAreRefused) {
                           "options.stopping.stop_token_ids"));
   request.clear_options();
   request.mutable_options()->mutable_stopping()->add_stop(std::string(257, 'x'));
+  request.mutable_options()->mutable_cache()->set_salt(std::string(129, 'x'));
   EXPECT_THAT(FaultyFields(translator_.Generate(request, facts_).status()),
-              ElementsAre("options.stopping.stop[0]"));
+              ElementsAre("options.stopping.stop[0]", "options.cache.salt"));
 }
 
 TEST_F(TranslateTest, AllFaultsComeTogether) {
@@ -278,9 +284,7 @@ TEST_F(TranslateTest, WhatThisReleaseLacksIsUnimplementedByName) {
                {"plan { tpot_ms_max: 5 }", "options.plan.tpot_ms_max"},
                {"plan { prefer_warm: true }", "options.plan.prefer_warm"},
                {"scheduling { ttft_slo_ms: 0 }", "options.scheduling.ttft_slo_ms"},
-               {"scheduling { tpot_slo_ms: 1 }", "options.scheduling.tpot_slo_ms"},
-               {"cache { salt: 's' }", "options.cache.salt"},
-               {"cache { snapshot_at: 64 }", "options.cache.snapshot_at"}};
+               {"scheduling { tpot_slo_ms: 1 }", "options.scheduling.tpot_slo_ms"}};
   for (const auto& c : cases) {
     const absl::Status status = Options(c.options).status();
     EXPECT_EQ(ReasonOf(status), reason::kFeatureUnavailable) << c.field << ": " << status;
@@ -296,18 +300,6 @@ TEST_F(TranslateTest, FieldsOfALaterApiAreNotIgnored) {
   const absl::Status status = translator_.Generate(request, facts_).status();
   EXPECT_EQ(ReasonOf(status), reason::kFeatureUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr("field number 99 of Sampling"));
-}
-
-TEST_F(TranslateTest, EveryNameOfTheOnlyPlanIsTaken) {
-  for (const char* plan :
-       {"tier: QUALITY_TIER_FASTEST", "tier: QUALITY_TIER_HIGHEST", "full_layers: 3", ""}) {
-    const absl::StatusOr<Request> request = Options(absl::StrFormat("plan { %s }", plan));
-    ASSERT_TRUE(request.ok()) << plan << request.status();
-    EXPECT_FALSE(request->plan_id.has_value());
-  }
-  EXPECT_EQ(ReasonOf(Options("plan { full_layers: 2 }").status()), reason::kPlanNotFound);
-  EXPECT_EQ(ReasonOf(Options("plan { plan_id: 'p-0123456789abcdef0' }").status()),
-            reason::kPlanNotFound);
 }
 
 TEST_F(TranslateTest, PrioritiesAboveTheCredentialsCeilingAreRefused) {
@@ -541,27 +533,16 @@ TEST_F(TranslateTest, DetokenizeSeparatesAnIncompleteTail) {
 }
 
 TEST_F(TranslateTest, CountTokensCountsWhatGenerateWouldSend) {
-  const absl::Time now = facts_.received;
-  const auto plain = translator_.CountTokens(Parse<v1::CountTokensRequest>("text: 'hi'"), now);
+  const auto plain = translator_.CountTokens(Parse<v1::CountTokensRequest>("text: 'hi'"), facts_);
   ASSERT_TRUE(plain.ok()) << plain.status();
   EXPECT_EQ(plain->tokens(), 3u);
   EXPECT_EQ(plain->context_tokens_max(), 512u);
   EXPECT_FALSE(plain->has_cached_tokens());
   EXPECT_EQ(plain->plan_id(), "");
-  const auto longer = translator_.CountTokens(Parse<v1::CountTokensRequest>(TextOf(100'000)), now);
+  const auto longer =
+      translator_.CountTokens(Parse<v1::CountTokensRequest>(TextOf(100'000)), facts_);
   ASSERT_TRUE(longer.ok()) << longer.status();
   EXPECT_EQ(longer->tokens(), 100'001u);
-  const auto planned = translator_.CountTokens(
-      Parse<v1::CountTokensRequest>("text: 'hi' plan { plan_id: 'p-01' }"), now);
-  ASSERT_TRUE(planned.ok()) << planned.status();
-  EXPECT_EQ(planned->plan_id(), "p-0123456789abcdef");
-  EXPECT_TRUE(planned->has_cached_tokens());
-  EXPECT_EQ(
-      ReasonOf(
-          translator_
-              .CountTokens(Parse<v1::CountTokensRequest>("text: 'hi' plan { plan_id: 'p-9' }"), now)
-              .status()),
-      reason::kPlanNotFound);
 }
 
 // Valid messages with random bytes changed: whatever still parses must end in a request within the

@@ -1,0 +1,278 @@
+// Catches a plan table told wrongly, a pointer that lags, scores of another method than was asked,
+// and a method of a later release that answers as if it did something.
+#include "server/morph_service.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_format.h"
+#include "server/errors.h"
+#include "server/layer_scores.h"
+#include "tests/server/service_fixture.h"
+
+namespace morphserve {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::FakePlan;
+using ::testing::HasSubstr;
+using testing::ReasonIn;
+
+// A token that nobody has.
+constexpr char kTokens[] =
+    "- sha256: c01e0cca92dd0ce6b67ee9caa2ef14bea4f27b35c0bb27c0da84dc6c3f3b6d2d\n"
+    "  scopes: [infer]\n";
+
+class MorphFixture {
+ public:
+  explicit MorphFixture(bool ready = true, const std::string& tokens = "")
+      : state_(ServerConfig(), "digest", absl::FromUnixSeconds(1'700'000'000)) {
+    auto authorizer = tokens.empty() ? Authorizer::Create("") : Authorizer::FromYaml(tokens);
+    MS_CHECK(authorizer.ok());
+    authorizer_ = *std::move(authorizer);
+    if (ready) {
+      ServedModel model;
+      model.engine = &engine_;
+      model.name = "tiny";
+      state_.SetReady(std::move(model));
+    }
+    service_ = std::make_unique<MorphService>(&state_, authorizer_.get(), &metrics_, &clock_);
+    int port = 0;
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(service_.get());
+    server_ = builder.BuildAndStart();
+    MS_CHECK(server_ != nullptr);
+    stub_ = v1::Morph::NewStub(grpc::CreateChannel(absl::StrFormat("127.0.0.1:%d", port),
+                                                   grpc::InsecureChannelCredentials()));
+  }
+  ~MorphFixture() { server_->Shutdown(); }
+
+  testing::FakeEngine& engine() { return engine_; }
+  ServerMetrics& metrics() { return metrics_; }
+  v1::Morph::Stub& stub() { return *stub_; }
+
+ private:
+  SystemClock clock_;
+  testing::ByteTokenizer tokenizer_;
+  testing::FakeEngine engine_{&tokenizer_};
+  ServingState state_;
+  ServerMetrics metrics_;
+  std::unique_ptr<Authorizer> authorizer_;
+  std::unique_ptr<MorphService> service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::Morph::Stub> stub_;
+};
+
+TEST(MorphService, ListsThePlanTableWithWhatEachPlanCosts) {
+  MorphFixture fixture;
+  fixture.engine().AddBranches();
+  fixture.engine().mutable_branches()->quality = {
+      {.selector = "flashmorph", .k = 3, .layers = {0, 1, 2}, .kl = 0, .ppl = 10, .recall = {}},
+      {.selector = "flashmorph",
+       .k = 1,
+       .layers = {1},
+       .kl = 0.25,
+       .ppl = 12.5,
+       .recall = {{"1k", 0.5}, {"2k", 1.0}}}};
+  PlanRegistry& plans = fixture.engine().plans();
+  const std::string hybrid = FakePlan("LFL")->id();
+  ASSERT_TRUE(plans.Register(FakePlan("LFL"), "night", "request").ok());
+  ASSERT_TRUE(plans.Point(PlanPointer::kFastest, hybrid).ok());
+  ASSERT_TRUE(plans.Register(FakePlan("LLL"), "", "request").ok());
+  ASSERT_TRUE(plans.Withdraw(FakePlan("LLL")->id(), "3 guard trips").ok());
+  grpc::ClientContext context;
+  v1::ListPlansResponse response;
+  ASSERT_TRUE(fixture.stub().ListPlans(&context, {}, &response).ok());
+  ASSERT_EQ(response.plans_size(), 3);
+  const v1::Plan& full = response.plans(0);
+  EXPECT_EQ(full.plan_id(), plans.active()->id());
+  EXPECT_EQ(full.full_layers(), 3u);
+  EXPECT_EQ(full.origin(), "start");
+  EXPECT_EQ(full.state(), v1::Plan::STATE_READY);
+  EXPECT_EQ(full.running(), 2u);
+  EXPECT_EQ(full.measured().step_ms(), 6.5);
+  EXPECT_EQ(full.estimate().kv_bytes_per_token(), 48u);
+  EXPECT_EQ(full.estimate().quality(), 1);
+  const v1::Plan& one = response.plans(1);
+  EXPECT_THAT(one.layers(),
+              ElementsAre(v1::LAYER_KIND_LINEAR, v1::LAYER_KIND_FULL, v1::LAYER_KIND_LINEAR));
+  EXPECT_EQ(one.label(), "night");
+  EXPECT_EQ(one.state(), v1::Plan::STATE_COLD);
+  EXPECT_EQ(one.last_epoch(), 2u);
+  EXPECT_FALSE(one.has_measured());
+  EXPECT_EQ(one.estimate().kv_bytes_per_token(), 16u);
+  EXPECT_EQ(one.estimate().state_bytes_per_sequence(), 2000u);
+  EXPECT_EQ(one.estimate().quality(), 0.8);
+  EXPECT_EQ(one.estimate().quality_source(), v1::QUALITY_SOURCE_BRANCHES_FILE);
+  EXPECT_EQ(one.estimate().kl(), 0.25);
+  EXPECT_EQ(one.estimate().recall(), 0.75);
+  EXPECT_EQ(response.plans(2).state(), v1::Plan::STATE_WITHDRAWN);
+  EXPECT_EQ(response.plans(2).withdrawn_why(), "3 guard trips");
+  EXPECT_FALSE(response.plans(2).estimate().has_kl()) << "never measured";
+  EXPECT_EQ(response.pointers().active().plan_id(), full.plan_id());
+  EXPECT_EQ(response.pointers().active().epoch(), 1u);
+  EXPECT_EQ(response.pointers().fastest().plan_id(), hybrid);
+  EXPECT_EQ(response.pointers().fastest().epoch(), 2u);
+  EXPECT_EQ(response.pointers().fastest().full_layers(), 1u);
+  EXPECT_EQ(response.pointers().fastest().layers(), 3u);
+}
+
+TEST(MorphService, TheActivePlanComesWithItsPast) {
+  MorphFixture fixture;
+  PlanRegistry& plans = fixture.engine().plans();
+  const std::string full = plans.active()->id();
+  ASSERT_TRUE(plans.Register(FakePlan("LFL"), "", "test").ok());
+  ASSERT_TRUE(plans.Point(PlanPointer::kActive, FakePlan("LFL")->id()).ok());
+  grpc::ClientContext context;
+  v1::GetActivePlanResponse response;
+  ASSERT_TRUE(fixture.stub().GetActivePlan(&context, {}, &response).ok());
+  EXPECT_EQ(response.plan().plan_id(), FakePlan("LFL")->id());
+  EXPECT_EQ(response.pointers().active().epoch(), 2u);
+  ASSERT_EQ(response.history_size(), 2);
+  EXPECT_EQ(response.history(0).plan_id(), FakePlan("LFL")->id());
+  EXPECT_EQ(response.history(1).plan_id(), full);
+  EXPECT_EQ(response.running_morph_id(), "");
+}
+
+TEST(MorphService, ScoresAreThoseOfTheMethodAsked) {
+  MorphFixture fixture;
+  fixture.engine().AddBranches();
+  const auto ask = [&fixture](const std::string& method, v1::GetLayerScoresResponse* response) {
+    grpc::ClientContext context;
+    v1::GetLayerScoresRequest request;
+    request.set_method(method);
+    return fixture.stub().GetLayerScores(&context, request, response);
+  };
+  for (const char* name : {"", "flashmorph", "flashmorph/8192/0"}) {
+    v1::GetLayerScoresResponse response;
+    ASSERT_TRUE(ask(name, &response).ok());
+    EXPECT_EQ(response.method(), "flashmorph/8192/0") << "the default: " << name;
+    EXPECT_THAT(response.methods(), ElementsAre("interaction/8192/0", "flashmorph/8192/0"));
+    ASSERT_EQ(response.scores_size(), 3);
+    EXPECT_EQ(response.scores(0).layer(), 0u);
+    EXPECT_EQ(response.scores(0).rank(), 2u);
+    EXPECT_EQ(response.scores(1).rank(), 1u);
+    EXPECT_DOUBLE_EQ(response.scores(1).score(), 0.6);
+    ASSERT_EQ(response.by_budget_size(), 4);
+    EXPECT_EQ(response.by_budget(0).full_layers(), 0u);
+    EXPECT_EQ(response.by_budget(1).plan_id(), FakePlan("LFL")->id());
+    EXPECT_EQ(response.by_budget(1).estimate().state_bytes_per_sequence(), 2000u);
+    EXPECT_EQ(response.by_budget(3).plan_id(), FakePlan("FFF")->id());
+  }
+  v1::GetLayerScoresResponse order;
+  ASSERT_TRUE(ask("interaction", &order).ok());
+  EXPECT_EQ(order.method(), "interaction/8192/0");
+  EXPECT_FALSE(order.scores(0).has_score()) << "only an order is stored";
+  v1::GetLayerScoresResponse none;
+  const grpc::Status unknown = ask("flash", &none);
+  EXPECT_EQ(ReasonIn(unknown), reason::kFieldInvalid);
+  EXPECT_THAT(unknown.error_message(), HasSubstr("interaction/8192/0"));
+  EXPECT_EQ(fixture.engine().plans().List().size(), 1u) << "looking adds no plan";
+}
+
+TEST(MorphService, WithoutRankingsThePlansAreEvenlySpaced) {
+  MorphFixture fixture;
+  fixture.engine().AddBranches();
+  fixture.engine().mutable_branches()->rankings.clear();
+  const auto response = MakeLayerScores(fixture.engine(), "");
+  ASSERT_TRUE(response.ok()) << response.status();
+  EXPECT_EQ(response->method(), "uniform");
+  EXPECT_THAT(response->methods(), ElementsAre("uniform"));
+  EXPECT_EQ(response->scores_size(), 0);
+  EXPECT_EQ(response->by_budget_size(), 4);
+  EXPECT_EQ(ReasonOf(MakeLayerScores(fixture.engine(), "flashmorph").status()),
+            reason::kFieldInvalid);
+}
+
+TEST(MorphService, ADenseModelHasNoScores) {
+  MorphFixture fixture;
+  grpc::ClientContext context;
+  v1::GetLayerScoresResponse response;
+  const grpc::Status status = fixture.stub().GetLayerScores(&context, {}, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(ReasonIn(status), reason::kNotMorphable);
+}
+
+// Statuses of all methods in a fixed order.
+std::vector<grpc::Status> CallAll(v1::Morph::Stub* stub, const std::string& model) {
+  std::vector<grpc::Status> out;
+  const auto unary = [&](auto method, auto request, auto response) {
+    request.set_model(model);
+    grpc::ClientContext context;
+    out.push_back((stub->*method)(&context, request, &response));
+  };
+  unary(&v1::Morph::Stub::ListPlans, v1::ListPlansRequest(), v1::ListPlansResponse());
+  unary(&v1::Morph::Stub::GetActivePlan, v1::GetActivePlanRequest(), v1::GetActivePlanResponse());
+  unary(&v1::Morph::Stub::GetLayerScores, v1::GetLayerScoresRequest(),
+        v1::GetLayerScoresResponse());
+  unary(&v1::Morph::Stub::ProposePlan, v1::ProposePlanRequest(), v1::ProposePlanResponse());
+  unary(&v1::Morph::Stub::RollbackPlan, v1::RollbackPlanRequest(), v1::RollbackPlanResponse());
+  const auto stream = [&](auto reader) {
+    v1::MorphProgress progress;
+    EXPECT_FALSE(reader->Read(&progress));
+    out.push_back(reader->Finish());
+  };
+  grpc::ClientContext morph_context, watch_context;
+  v1::MorphRequest morph;
+  morph.set_model(model);
+  stream(stub->Morph(&morph_context, morph));
+  v1::WatchMorphRequest watch;
+  watch.set_model(model);
+  stream(stub->WatchMorph(&watch_context, watch));
+  return out;
+}
+
+TEST(MorphService, MethodsOfALaterReleaseSaySo) {
+  MorphFixture fixture;
+  fixture.engine().AddBranches();
+  const std::vector<grpc::Status> statuses = CallAll(&fixture.stub(), "tiny");
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(statuses[i].ok()) << statuses[i].error_message();
+  for (size_t i = 3; i < 7; ++i) {
+    EXPECT_EQ(statuses[i].error_code(), grpc::StatusCode::UNIMPLEMENTED) << i;
+    EXPECT_EQ(ReasonIn(statuses[i]), reason::kFeatureUnavailable) << i;
+  }
+}
+
+TEST(MorphService, ModelsCredentialsAndLoadingAreLookedAtFirst) {
+  MorphFixture fixture;
+  for (const grpc::Status& status : CallAll(&fixture.stub(), "other")) {
+    EXPECT_EQ(ReasonIn(status), reason::kModelNotFound);
+  }
+  MorphFixture loading(/*ready=*/false);
+  for (const grpc::Status& status : CallAll(&loading.stub(), "")) {
+    EXPECT_EQ(ReasonIn(status), reason::kStarting);
+  }
+  MorphFixture closed(/*ready=*/true, kTokens);
+  for (const grpc::Status& status : CallAll(&closed.stub(), "")) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  }
+  EXPECT_TRUE(testing::HasMetric(&closed.metrics(), "morphserve_grpc_server_handled_total",
+                                 "WatchMorph", "1"));
+}
+
+TEST(MorphService, ReadingAndMorphingAreDifferentScopes) {
+  // The SHA-256 of "secret".
+  constexpr char kReader[] =
+      "- sha256: 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n"
+      "  scopes: [read]\n";
+  MorphFixture fixture(/*ready=*/true, kReader);
+  const auto call = [&](auto method, auto request, auto response) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer secret");
+    return (fixture.stub().*method)(&context, request, &response);
+  };
+  EXPECT_TRUE(
+      call(&v1::Morph::Stub::ListPlans, v1::ListPlansRequest(), v1::ListPlansResponse()).ok());
+  const grpc::Status refused =
+      call(&v1::Morph::Stub::ProposePlan, v1::ProposePlanRequest(), v1::ProposePlanResponse());
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_THAT(refused.error_message(), HasSubstr("morph"));
+}
+
+}  // namespace
+}  // namespace morphserve
