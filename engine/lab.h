@@ -31,8 +31,8 @@ struct Lab {
   std::function<void(SequenceCaches*)> forget;  // Before they die; does not release them.
 };
 
-// One slice: does about `budget` of work. True: there is more to do. A budget of zero means that the
-// engine ends: give back everything that is held; the result is ignored.
+// One slice: does about `budget` of work. True: there is more to do. A budget of zero means that
+// the engine ends: give back everything that is held; the result is ignored.
 using LabWork = absl::AnyInvocable<bool(Lab& lab, absl::Duration budget)>;
 
 }  // namespace morphserve

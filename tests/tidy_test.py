@@ -44,7 +44,7 @@ THIRD_PARTY_NEVER = {
 BANNED_CALLS = [
     (r"std::(jthread|thread)\b(?!::)|std::async\b|\bpthread_create\b",
      "threads are started in the few places that ARCHITECTURE.md names",
-     ("engine/base/", "kernels/cpu/thread_pool", "engine/engine.cc",
+     ("engine/base/", "kernels/cpu/thread_pool", "engine/engine_impl.",
       "server/text_pool", "server/main.cc", "server/server.", "server/drain", "server/signals",
       "server/watchdog", "server/ctl/", "tests/")),
     (r"std::(cout|cerr|printf)\b|(?<![\w:.])(f?printf|puts)\s*\(",
