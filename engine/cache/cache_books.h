@@ -67,8 +67,8 @@ class CacheBooks final : public CacheManager {
   void VerifyQuarantined();
 
   // Tables of sequences (cache_manager.cc).
-  void CopySlots(const std::vector<UnitAddress>& from, SequenceCaches* to);
-  void CopyLastPages(int32_t length, SequenceCaches* caches);
+  int64_t CopySlots(const std::vector<UnitAddress>& from, SequenceCaches* to);
+  int64_t CopyLastPages(int32_t length, SequenceCaches* caches);
   void TakeUnits(const LayerPlan& plan, int32_t length, SequenceCaches* caches);
 
   // Entries (cache_entries.cc).
@@ -77,6 +77,7 @@ class CacheBooks final : public CacheManager {
     PrefixIndex::Match match;
   };
   Usable FindUsable(const CacheKey& key, std::span<const int32_t> tokens, int32_t limit) const;
+  SequenceCaches ShareHit(const IndexNode& node, const Snapshot* snapshot, int32_t length);
   // Stores `slots` (running references, taken over) as the state at `tokens`, or drops them.
   void Store(const CacheKey& key, TokenSpan tokens, const SequenceCaches& caches,
              std::vector<UnitAddress> slots, SnapshotPoint point);

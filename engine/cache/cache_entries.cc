@@ -55,6 +55,23 @@ CacheHit CacheBooks::Peek(const CacheKey& key, std::span<const int32_t> tokens,
   return FindUsable(key, tokens, limit).hit;
 }
 
+// The units of a hit as a table with running references of its own.
+SequenceCaches CacheBooks::ShareHit(const IndexNode& node, const Snapshot* snapshot,
+                                    int32_t length) {
+  SequenceCaches shared;
+  shared.pages.resize(static_cast<size_t>(options_.layers));
+  shared.slots.assign(static_cast<size_t>(options_.layers), -1);
+  FillPages(&node, length, &shared);
+  if (snapshot != nullptr) shared.slots = snapshot->slots;
+  for (const std::vector<UnitAddress>& pages : shared.pages) {
+    for (const UnitAddress page : pages) units_.pages().Share(page);
+  }
+  for (const UnitAddress slot : shared.slots) {
+    if (slot >= 0) units_.slots()->Share(slot);
+  }
+  return shared;
+}
+
 CacheHit CacheBooks::Attach(const CacheKey& key, std::span<const int32_t> tokens, int32_t limit,
                             SequenceCaches* caches) {
   MS_CHECK(caches->empty());
@@ -66,30 +83,24 @@ CacheHit CacheBooks::Attach(const CacheKey& key, std::span<const int32_t> tokens
   IndexRoot* const root = node->root;
   MS_CHECK(root->plan_id == key.plan->id());
 
-  // References of its own keep what was found while room is made.
-  SequenceCaches staged;
-  staged.pages.resize(static_cast<size_t>(options_.layers));
-  staged.slots.assign(static_cast<size_t>(options_.layers), -1);
-  FillPages(node, hit.tokens, &staged);
-  if (snapshot != nullptr) staged.slots = snapshot->slots;
-  for (const std::vector<UnitAddress>& pages : staged.pages) {
-    for (const UnitAddress page : pages) units_.pages().Share(page);
-  }
-  for (const UnitAddress slot : staged.slots) {
-    if (slot >= 0) units_.slots()->Share(slot);
-  }
+  // Its references keep what was found while room is made.
+  SequenceCaches staged = ShareHit(*node, snapshot, hit.tokens);
   const UnitNeed need = {.pages = hit.tokens % kPageTokens == 0 ? 0 : key.plan->full_layers(),
                          .slots = LinearLayers(*key.plan)};
   const SnapshotPoint point = snapshot != nullptr ? snapshot->point : SnapshotPoint::kPromptEnd;
   Refresh(snapshot != nullptr ? &snapshot->worth : &node->worth, clock_->Now(), ++uses_);
 
   staged_ = &staged;
-  bool copied = MakeRoom(need, {});
-  // Without room for a second state the snapshot itself becomes the sequence's.
-  const bool taken = !copied && snapshot != nullptr && MakeRoom({.pages = need.pages}, {});
+  const bool copied = MakeRoom(need, {});
+  bool taken = false;
+  if (!copied && snapshot != nullptr && units_.CouldFit({.pages = need.pages})) {
+    // Without room for a second state the snapshot itself becomes the sequence's.
+    TakeOver(snapshot, root);
+    taken = MakeRoom({.pages = need.pages}, {});
+  }
   staged_ = nullptr;
-  if (taken) TakeOver(snapshot, root);
-  if (!copied && !taken && snapshot == nullptr && hit.tokens > kPageTokens) {
+  bool held = copied || taken;
+  if (!held && snapshot == nullptr && hit.tokens > kPageTokens) {
     // Nor for a copy of the last page: whole pages need no room.
     for (std::vector<UnitAddress>& pages : staged.pages) {
       units_.pages().Release(pages.back());
@@ -97,16 +108,16 @@ CacheHit CacheBooks::Attach(const CacheKey& key, std::span<const int32_t> tokens
     }
     hit.tokens = hit.tokens / kPageTokens * kPageTokens;
     hit.limit = HitLimit::kPages;
-    copied = true;
+    held = true;
   }
-  if (!copied && !taken) {
+  if (!held) {
     Release(&staged);
     return {.tokens = 0, .limit = HitLimit::kPages, .branch_at = hit.branch_at};
   }
-  CopyLastPages(hit.tokens, &staged);
+  counters_.hit_copy_bytes += CopyLastPages(hit.tokens, &staged);
   if (copied && snapshot != nullptr) {
     const std::vector<UnitAddress> shared = std::move(staged.slots);
-    CopySlots(shared, &staged);
+    counters_.hit_copy_bytes += CopySlots(shared, &staged);
     ReleaseSlots(shared);
   }
   if (snapshot != nullptr) ++counters_.snapshots_hit[static_cast<size_t>(point)];

@@ -1,6 +1,7 @@
 #include "engine/cache/cache_manager.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "engine/base/check.h"
 #include "engine/cache/cache_books.h"
@@ -111,8 +112,8 @@ void CacheBooks::ReleaseSlots(const std::vector<UnitAddress>& slots) {
   }
 }
 
-// Gives `to` slots of its own with the bytes of `from`.
-void CacheBooks::CopySlots(const std::vector<UnitAddress>& from, SequenceCaches* to) {
+// Gives `to` slots of its own with the bytes of `from`. Returns the bytes copied.
+int64_t CacheBooks::CopySlots(const std::vector<UnitAddress>& from, SequenceCaches* to) {
   std::vector<UnitCopy> copies;
   to->slots.assign(from.size(), -1);
   for (size_t layer = 0; layer < from.size(); ++layer) {
@@ -121,11 +122,13 @@ void CacheBooks::CopySlots(const std::vector<UnitAddress>& from, SequenceCaches*
     copies.push_back({.from = from[layer], .to = to->slots[layer], .bytes = options_.slot_bytes});
   }
   memory_->Copy(copies);
+  return std::ssize(copies) * options_.slot_bytes;
 }
 
-// Turns shared pages that the `length`-th token fills only partly into copies.
-void CacheBooks::CopyLastPages(int32_t length, SequenceCaches* caches) {
-  if (length % kPageTokens == 0) return;
+// Turns shared pages that the `length`-th token fills only partly into copies. Returns the bytes
+// copied.
+int64_t CacheBooks::CopyLastPages(int32_t length, SequenceCaches* caches) {
+  if (length % kPageTokens == 0) return 0;
   std::vector<UnitCopy> copies;
   for (std::vector<UnitAddress>& pages : caches->pages) {
     if (pages.empty()) continue;
@@ -135,6 +138,7 @@ void CacheBooks::CopyLastPages(int32_t length, SequenceCaches* caches) {
   }
   memory_->Copy(copies);
   for (const UnitCopy& copy : copies) units_.pages().Release(copy.from);
+  return std::ssize(copies) * options_.page_bytes;
 }
 
 bool CacheBooks::Fork(const LayerPlan& plan, const SequenceCaches& from, int32_t length,
@@ -154,8 +158,7 @@ bool CacheBooks::Fork(const LayerPlan& plan, const SequenceCaches& from, int32_t
                              from.pages[layer].begin() + static_cast<ptrdiff_t>(PagesFor(length)));
     for (const UnitAddress page : fork.pages[layer]) units_.pages().Share(page);
   }
-  CopyLastPages(length, &fork);
-  CopySlots(from.slots, &fork);
+  counters_.fork_copy_bytes += CopyLastPages(length, &fork) + CopySlots(from.slots, &fork);
   *to = std::move(fork);
   return true;
 }

@@ -62,10 +62,11 @@ struct CacheUsage {
   int64_t slots_quarantined = 0;
   int64_t snapshots = 0, entries = 0;  // Entries: nodes of the index, a page of tokens each.
   int64_t spilled_bytes = 0;
-  int64_t units_moved = 0;
-  int64_t snapshots_stored[kSnapshotPoints] = {};  // By SnapshotPoint; a counter.
-  int64_t snapshots_hit[kSnapshotPoints] = {};     // By SnapshotPoint; a counter.
-  int64_t snapshots_evicted = 0;                   // Counter.
+  int64_t units_moved = 0;  // A counter, like all that follow.
+  int64_t hit_copy_bytes = 0, fork_copy_bytes = 0, spill_bytes = 0, reload_bytes = 0;
+  int64_t snapshots_stored[kSnapshotPoints] = {};  // By SnapshotPoint.
+  int64_t snapshots_hit[kSnapshotPoints] = {};     // By SnapshotPoint.
+  int64_t snapshots_evicted = 0;
 };
 
 class CacheManager {

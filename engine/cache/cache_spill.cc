@@ -1,4 +1,6 @@
 // Preempted sequences in host memory, as CacheBooks keeps them.
+#include <iterator>
+
 #include "engine/base/check.h"
 #include "engine/cache/cache_books.h"
 
@@ -34,6 +36,7 @@ std::unique_ptr<SpilledCaches> CacheBooks::Spill(SequenceCaches* caches) {
   }
   MS_CHECK(rest.empty());
   Release(caches);
+  counters_.spill_bytes += total;
   return std::make_unique<SpilledCaches>(std::move(pages_held), std::move(slots_held),
                                          std::move(bytes), spilled_bytes_);
 }
@@ -64,6 +67,7 @@ bool CacheBooks::Restore(const LayerPlan& plan, int32_t length, SpilledCaches* s
     if (spilled->slots_[layer]) write(restored.slots[layer], options_.slot_bytes);
   }
   MS_CHECK(rest.empty());
+  counters_.reload_bytes += std::ssize(spilled->bytes_);
   *caches = std::move(restored);
   return true;
 }

@@ -230,6 +230,30 @@ TEST(CacheEviction, WithoutRoomForASecondStateTheHitTakesTheSnapshotItself) {
   EXPECT_EQ(Peek(&fixture, Tokens(60)), 60);
 }
 
+TEST(CacheEviction, TheSnapshotThatAHitTakesMayBeTheNextToGo) {
+  CacheFixture fixture(2, {.snapshot_share_max = 1});  // Five slots and eight pages.
+  const LayerPlan plan = CacheFixture::Plan("LLF");
+  CachedSequence* const first = fixture.Add(plan, Tokens(100));
+  ASSERT_TRUE(fixture.Compute(first, 100));
+  fixture.Finish(first);
+  CachedSequence* const blocker = fixture.Add(kAllLinear, Tokens(10));
+  ASSERT_TRUE(fixture.Compute(blocker, 10));
+  CachedSequence* const hot = fixture.Add(kAllFull, Tokens(128));
+  ASSERT_TRUE(fixture.Compute(hot, 128));
+  fixture.Finish(hot);
+  for (int32_t i = 0; i < 10; ++i) {
+    CachedSequence* const user = fixture.Add(kAllFull, Tokens(129));
+    ASSERT_EQ(fixture.Attach(user).tokens, 128);
+    fixture.Drop(user);
+  }
+  CachedSequence* const second = fixture.Add(plan, Tokens(120));
+  EXPECT_EQ(fixture.Attach(second).tokens, 100);
+  EXPECT_EQ(fixture.cache().Usage().snapshots, 0);
+  EXPECT_EQ(fixture.cache().CheckIntegrity(), absl::OkStatus());
+  fixture.Drop(second);
+  fixture.Drop(blocker);
+}
+
 TEST(CacheEviction, WithoutRoomForACopyTheHitEndsAtAWholePage) {
   CacheFixture fixture(2);  // Sixteen pages.
   CachedSequence* const first = fixture.Add(kAllFull, Tokens(100));
