@@ -214,9 +214,8 @@ bool Interpreter::Assign(const Target& target, Frame* frame, const Value& value)
     if (!done) items.push_back(item);
   }
   if (items.size() != count) {
-    return rt_.Fail(absl::StrFormat(items.size() < count ? "not enough values to unpack into %d"
-                                                         : "too many values to unpack into %d",
-                                    count));
+    return rt_.Fail(absl::StrFormat("%s values to unpack into %d",
+                                    items.size() < count ? "not enough" : "too many", count));
   }
   for (size_t i = 0; i < count; ++i) {
     if (!Assign(*target.items[i], frame, items[i])) return false;

@@ -44,14 +44,15 @@ struct Ops {
   // Shifts work on 16 bits; the mask drops what came over from the neighbour.
   template <int kQuad>
   static B Bit4(B plane) {
-    const B moved = kQuad <= 4 ? _mm512_slli_epi16(plane, kQuad <= 4 ? 4 - kQuad : 0)
-                               : _mm512_srli_epi16(plane, kQuad > 4 ? kQuad - 4 : 0);
+    constexpr unsigned kLeft = kQuad <= 4 ? 4U - static_cast<unsigned>(kQuad) : 0;
+    constexpr unsigned kRight = kQuad > 4 ? static_cast<unsigned>(kQuad) - 4U : 0;
+    const B moved = kQuad <= 4 ? _mm512_slli_epi16(plane, kLeft) : _mm512_srli_epi16(plane, kRight);
     return _mm512_and_si512(moved, _mm512_set1_epi8(0x10));
   }
   template <int kQuad>
   static B Bits45(B plane) {
-    const B moved = kQuad <= 2 ? _mm512_slli_epi16(plane, kQuad <= 2 ? 4 - 2 * kQuad : 0)
-                               : _mm512_srli_epi16(plane, 2);
+    constexpr unsigned kLeft = kQuad <= 2 ? 4U - 2U * static_cast<unsigned>(kQuad) : 0;
+    const B moved = kQuad <= 2 ? _mm512_slli_epi16(plane, kLeft) : _mm512_srli_epi16(plane, 2);
     return _mm512_and_si512(moved, _mm512_set1_epi8(0x30));
   }
 
