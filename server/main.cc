@@ -8,7 +8,6 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/clock.h"
 #include "engine/base/log.h"
-#include "engine/base/status_macros.h"
 #include "server/auth.h"
 #include "server/command_line.h"
 #include "server/log_bridge.h"
@@ -49,20 +48,6 @@ absl::StatusOr<LoadedSettings> ReadSettings(const CommandLine& line) {
   return LoadSettings(sources);
 }
 
-// The verdict on memory, for the plan at the start and for the one with every layer full.
-absl::StatusOr<std::string> MemoryText(const Checkpoint& checkpoint, EngineOptions options) {
-  MS_ASSIGN_OR_RETURN(const MemoryVerdict verdict, Engine::Plan(checkpoint, options));
-  if (options.active_plan == "full") return verdict.text;
-  options.active_plan = "full";
-  const absl::StatusOr<MemoryVerdict> full = Engine::Plan(checkpoint, options);
-  const std::string text =
-      full.ok() ? absl::StrFormat("%.1f MiB per sequence of the context limit, %d fit",
-                                  static_cast<double>(full->bytes_per_sequence) / (1 << 20),
-                                  full->sequences_max)
-                : std::string(full.status().message());
-  return absl::StrFormat("%s\nmemory with every layer full: %s", verdict.text, text);
-}
-
 // Everything a start would refuse, without listening and without reading weights.
 int CheckConfig(const LoadedSettings& settings) {
   const ServerConfig& config = settings.config;
@@ -80,9 +65,9 @@ int CheckConfig(const LoadedSettings& settings) {
     note(checkpoint.status());
     if (checkpoint.ok()) {
       note(ServedModelName(config, *checkpoint).status());
-      const absl::StatusOr<std::string> memory = MemoryText(*checkpoint, ToEngineOptions(config));
-      note(memory.status());
-      if (memory.ok()) verdict = *memory;
+      const absl::StatusOr<MemoryVerdict> plan = Engine::Plan(*checkpoint, ToEngineOptions(config));
+      note(plan.status());
+      if (plan.ok()) verdict = plan->text;
     }
   }
   for (const std::string& warning : settings.warnings) {

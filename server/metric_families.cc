@@ -63,6 +63,10 @@ void ServerMetrics::Families::UpdateCache(const EngineLoad& load, const MemoryVe
   set(use.slots_free, &slot_count_free);
   set(use.snapshots, &snapshots_now);
   set(use.spilled_bytes, &spilled_now);
+  RaiseTo(static_cast<double>(use.hit_copy_bytes), &copied_hit);
+  RaiseTo(static_cast<double>(use.fork_copy_bytes), &copied_fork);
+  RaiseTo(static_cast<double>(use.spill_bytes), &copied_spill);
+  RaiseTo(static_cast<double>(use.reload_bytes), &copied_reload);
   RaiseTo(static_cast<double>(use.snapshots_evicted), &snapshots_evicted_all);
   for (size_t i = 0; i < labels::kPoints.size(); ++i) {
     RaiseTo(static_cast<double>(use.snapshots_stored[i]), stored_at[i]);

@@ -96,6 +96,7 @@ struct ServerMetrics::Families {
   MS_FAMILY(Counters, snapshots_stored, "morphserve_snapshots_stored_total");
   MS_FAMILY(Counters, snapshots_hit, "morphserve_snapshots_hit_total");
   MS_FAMILY(Counters, snapshots_evicted, "morphserve_snapshots_evicted_total");
+  MS_FAMILY(Counters, copied, "morphserve_state_copy_bytes_total");
   MS_FAMILY(Counters, generation_tokens, "morphserve_generation_tokens_total");
   MS_FAMILY(Counters, recomputed, "morphserve_recomputed_tokens_total");
   MS_FAMILY(Counters, success, "morphserve_request_success_total");
@@ -157,6 +158,10 @@ struct ServerMetrics::Families {
   Gauge& slot_count_free = slots.Add({{"use", "free"}});
   Gauge& snapshots_now = snapshots.Add({});
   Gauge& spilled_now = spilled.Add({});
+  Counter& copied_hit = copied.Add({{"direction", "hit"}});
+  Counter& copied_fork = copied.Add({{"direction", "fork"}});
+  Counter& copied_spill = copied.Add({{"direction", "spill"}});
+  Counter& copied_reload = copied.Add({{"direction", "reload"}});
   Counter& snapshots_evicted_all = snapshots_evicted.Add({});
   Counter& recomputed_preempted = recomputed.Add({{"cause", "preempted"}});
   Counter& refused_certain = deadline_refusals.Add({{"basis", "certain"}});

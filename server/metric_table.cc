@@ -27,6 +27,7 @@ constexpr MetricRow kTable[] = {
     {"morphserve_snapshots_stored_total", kC, "States put into the prefix cache, by kind of place"},
     {"morphserve_snapshots_hit_total", kC, "Lookups that ended at a kept state, by kind of place"},
     {"morphserve_snapshots_evicted_total", kC, "Kept states that made room"},
+    {"morphserve_state_copy_bytes_total", kC, "Bytes of pages and slots that were copied"},
     {"morphserve_generation_tokens_total", kC, "Tokens produced"},
     {"morphserve_recomputed_tokens_total", kC, "Tokens computed again, by cause"},
     {"morphserve_request_success_total", kC, "Requests that ended with Done, per finish reason"},

@@ -11,29 +11,37 @@ import grpc
 import pytest
 from conftest import BIN, ROOT, Client, refused, serving
 
-LONG = "The history of the sea is long. " * 40
+LONG = "The history of the sea is long. " * 20
+BRANCHES = ROOT / "deploy" / "models" / "smollm2-135m-instruct.branches.safetensors"
 
 
-def branches_of(kind, model_path):
-    """What --branches takes: no file for `window`, the shipped one for `file`."""
-    if kind == "window":
-        return "window:128"
-    files = sorted((ROOT / "deploy" / "models").glob("*.branches.safetensors"))
-    if not files or "SmolLM2-135M" not in str(model_path):
-        pytest.skip("deploy/models has no branches file for the model of the tests")
-    return str(files[0])
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory, model_path):
+    """A server with the branches that come with the default model."""
+    folder = tmp_path_factory.mktemp("hybrid")
+    with serving(folder, model_path, {"model.branches": str(BRANCHES)}) as running:
+        yield running
 
 
-@pytest.fixture(scope="module", params=["window", "file"])
-def hybrid(request, tmp_path_factory, model_path):
-    settings = {"model.branches": branches_of(request.param, model_path)}
-    with serving(tmp_path_factory.mktemp("hybrid"), model_path, settings) as running:
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory, model_path):
+    """A server whose branches need no file."""
+    folder = tmp_path_factory.mktemp("windowed")
+    with serving(folder, model_path, {"model.branches": "window:128"}) as running:
         yield running
 
 
 @pytest.fixture()
 def client(hybrid):
     with hybrid.channel() as channel:
+        yield Client(channel)
+
+
+@pytest.fixture(params=["file", "window"])
+def each_client(request):
+    """The tests that take it run on branches of both kinds."""
+    running = request.getfixturevalue("hybrid" if request.param == "file" else "windowed")
+    with running.channel() as channel:
         yield Client(channel)
 
 
@@ -89,9 +97,10 @@ def metric(server, name, **labels):
 
 
 @pytest.mark.smoke
-def test_the_same_prompt_runs_under_full_and_hybrid_plans(client):
+def test_the_same_prompt_runs_under_full_and_hybrid_plans(each_client):
     from morphserve.v1 import models_pb2 as models
 
+    client = each_client
     layers = client.models.GetModelInfo(models.GetModelInfoRequest()).layers
     plain, active, _ = run(client, ask())
     full, started, _ = run(client, ask(full_layers=layers))
@@ -111,9 +120,9 @@ def test_the_same_prompt_runs_under_full_and_hybrid_plans(client):
 
 
 def test_plans_mix_in_one_batch_without_touching_each_other(client, hybrid):
-    prompts = [f"{i} facts about " + "the sea and its fish, " * i for i in range(1, 13)]
+    prompts = [f"{i} facts about " + "the sea and its fish, " * i for i in range(1, 9)]
     budgets = [i % 4 * 8 for i in range(len(prompts))]
-    requests = [without_cache(ask(text, 24, full_layers=k))
+    requests = [without_cache(ask(text, 16, full_layers=k))
                 for text, k in zip(prompts, budgets, strict=True)]
     alone = [run(client, request)[0] for request in requests]
     with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
@@ -125,16 +134,18 @@ def test_plans_mix_in_one_batch_without_touching_each_other(client, hybrid):
 
 
 @pytest.mark.parametrize("budget", [30, 8, 0])
-def test_a_hit_gives_what_a_miss_gives(client, operator, budget):
-    from morphserve.v1 import admin_pb2 as admin
+def test_a_hit_gives_what_a_miss_gives(each_client, budget):
+    def salted():
+        request = ask(full_layers=budget)
+        request.options.cache.salt = f"hit and miss {budget}"
+        return request
 
-    operator.admin.FlushPrefixCache(admin.FlushPrefixCacheRequest())
-    missed, _, first = run(client, ask(full_layers=budget))
-    hit, started, second = run(client, ask(full_layers=budget))
+    missed, _, first = run(each_client, salted())
+    hit, started, second = run(each_client, salted())
     assert first.cached_tokens == 0 < second.cached_tokens <= second.prompt_tokens - 1
     assert started.cached_tokens == second.cached_tokens
     assert hit == missed
-    bypassed, _, third = run(client, without_cache(ask(full_layers=budget)))
+    bypassed, _, third = run(each_client, without_cache(salted()))
     assert third.cached_tokens == 0 and bypassed == missed
 
 
@@ -151,7 +162,8 @@ def chat(messages, budget, max_tokens=24):
 
 
 @pytest.mark.parametrize("budget", [30, 8])
-def test_the_next_turn_of_a_chat_finds_the_last(client, budget):
+def test_the_next_turn_of_a_chat_finds_the_last(each_client, budget):
+    client = each_client
     messages = [("user", f"Tell me about the sea. Budget {budget}. " + LONG)]
     first = client.inference.Chat(chat(messages, budget))
     messages += [("assistant", first.choices[0].message.content), ("user", "And the fish?")]
@@ -290,7 +302,7 @@ def test_a_server_starts_on_the_plan_of_its_settings(start, connect, model_path)
         [BIN / "morphserve", "--model", model_path, "--check-config", "--branches", "window:64",
          "--set", "plans.active=full_layers=5"], capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stderr
-    assert "memory with every layer full" in checked.stdout
+    assert "plan 5F/25L" in checked.stdout and "all-full" in checked.stdout
 
 
 def test_morphctl_shows_and_uses_plans(hybrid):

@@ -159,6 +159,8 @@ TEST(Metrics, GaugesFollowTheEngineUntilItIsDetached) {
   load.cache.snapshots_stored[0] = 5;
   load.cache.snapshots_hit[4] = 6;
   load.cache.snapshots_evicted = 7;
+  load.cache.hit_copy_bytes = 8;
+  load.cache.reload_bytes = 9;
   load.step_age_s = 2.5;
   engine.SetLoad(load);
   std::string text = metrics.Render();
@@ -179,6 +181,8 @@ TEST(Metrics, GaugesFollowTheEngineUntilItIsDetached) {
   EXPECT_EQ(MetricValue(text, "morphserve_snapshots_stored_total", {"prompt_end"}), 5);
   EXPECT_EQ(MetricValue(text, "morphserve_snapshots_hit_total", {"ladder"}), 6);
   EXPECT_EQ(MetricValue(text, "morphserve_snapshots_evicted_total"), 7);
+  EXPECT_EQ(MetricValue(text, "morphserve_state_copy_bytes_total", {"hit"}), 8);
+  EXPECT_EQ(MetricValue(text, "morphserve_state_copy_bytes_total", {"reload"}), 9);
   // Counters of the engine are told as they stand, not added again by each scrape.
   EXPECT_EQ(MetricValue(metrics.Render(), "morphserve_snapshots_stored_total", {"prompt_end"}), 5);
   EXPECT_EQ(MetricValue(text, "morphserve_engine_step_age_seconds"), 2.5);

@@ -78,10 +78,10 @@ class PlannedEngine : public Engine {
   }
   absl::StatusOr<std::shared_ptr<const LayerPlan>> RankedPlan(int32_t full_layers) const override {
     std::vector<LayerKind> kinds(static_cast<size_t>(layers_), LayerKind::kLinear);
-    for (int32_t i = 0; i < full_layers; ++i) {
-      const int32_t layer =
-          branches_.has_value() ? branches_->rankings.back().order[static_cast<size_t>(i)] : i;
-      kinds[static_cast<size_t>(layer)] = LayerKind::kFull;
+    const bool ranked = branches_.has_value() && !branches_->rankings.empty();
+    for (size_t i = 0; i < static_cast<size_t>(full_layers); ++i) {
+      const size_t layer = ranked ? static_cast<size_t>(branches_->rankings.back().order[i]) : i;
+      kinds[layer] = LayerKind::kFull;
     }
     return MakePlan(std::move(kinds));
   }

@@ -110,17 +110,19 @@ TEST_F(PlanLookupTest, TiersFollowTheirPointers) {
 
 TEST_F(PlanLookupTest, WithdrawnPlansAreRefusedUnderEveryName) {
   engine_.AddBranches();
+  const std::string full = engine_.plans().active()->id();
   const std::string hybrid = Add("LFL");
   ASSERT_TRUE(engine_.plans().Point(PlanPointer::kFastest, hybrid).ok());
   ASSERT_TRUE(engine_.plans().Withdraw(hybrid, "3 guard trips").ok());
   for (const std::string& name :
-       {absl::StrFormat("plan_id: '%s'", hybrid), std::string("tier: QUALITY_TIER_FASTEST"),
+       {absl::StrFormat("plan_id: '%s'", hybrid), absl::StrFormat("plan_id: '%.8s'", hybrid),
         std::string("full_layers: 1")}) {
     const absl::Status status = Ask(name).status();
     EXPECT_EQ(ReasonOf(status), reason::kPlanWithdrawn) << name;
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_THAT(std::string(status.message()), HasSubstr("3 guard trips"));
   }
+  EXPECT_EQ(Ask("tier: QUALITY_TIER_FASTEST").value(), full) << "its pointers went back";
 }
 
 TEST_F(PlanLookupTest, ARefusedRequestAddsNoPlan) {

@@ -144,8 +144,8 @@ TEST_F(TranslateTest, EveryFieldReachesTheEngine) {
                include_stop: true ignore_eos: true }
     output { token_ids: true logprobs: 20 prompt_logprobs: 5 skip_special_tokens: false }
     scheduling { priority: -100 require_complete: true }
-    cache { bypass: true exact: true }
-    plan { plan_id: 'p-0123' })");
+    cache { bypass: true salt: 's' snapshot_at: 2 exact: true }
+    plan { full_layers: 3 })");
   ASSERT_TRUE(request.ok()) << request.status();
   const SamplingParams& sampling = request->sampling;
   EXPECT_EQ(sampling.temperature, 0);
@@ -171,7 +171,10 @@ TEST_F(TranslateTest, EveryFieldReachesTheEngine) {
   EXPECT_FALSE(request->output.skip_special_tokens);
   EXPECT_EQ(request->priority, -100);
   EXPECT_TRUE(request->require_complete);
-  EXPECT_EQ(request->plan_id, "p-0123");
+  EXPECT_TRUE(request->cache.bypass);
+  EXPECT_EQ(request->cache.salt, "team/s");
+  EXPECT_THAT(request->cache.snapshot_at, ElementsAre(2));
+  EXPECT_EQ(request->plan_id, engine_.plans().active()->id());
 }
 
 struct BadField {
