@@ -21,6 +21,9 @@
 // Limits       D in 1..256; heads a multiple of kv_heads; window >= 1; 0 <= sinks <= window.
 // Launch       cpu: two forks: keys and values of a kv head; tiles of query rows.
 // Cost         decode: bytes = SlotRingBytes read a row; flops = 4 D heads (window + sinks) a row.
+//              Of 9/3 x 64, window 128 + 4, as measured in recurrent_mixer.h: decode of 16 from
+//              memory 13.6 us a row (floor 4.6, share 0.33), from the last-level cache 5.2; a chunk
+//              of 256 rows 4.6 us a row (share 0.57).
 // Determinism  bitwise repeatable; segments independent. Workspace: WindowWorkspaceBytes.
 // Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
 // Source       Xiao et al. 2023, attention sinks (arXiv 2309.17453).

@@ -44,11 +44,28 @@ HWY_INLINE hn::Vec<D> PowerOfTwo(D d, VI n) {
   return hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(n, hn::Set(di, 127))));
 }
 
+// The larger of x and `limit`; a NaN stays one. On vectors the second operand of Max and Min is
+// what comes out for a NaN; the scalar target has no such rule.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AtLeast(D d, V x, float limit) {
+#if HWY_TARGET == HWY_SCALAR
+  if (hn::AllTrue(d, hn::IsNaN(x))) return x;
+#endif
+  return hn::Max(hn::Set(d, limit), x);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AtMost(D d, V x, float limit) {
+#if HWY_TARGET == HWY_SCALAR
+  if (hn::AllTrue(d, hn::IsNaN(x))) return x;
+#endif
+  return hn::Min(hn::Set(d, limit), x);
+}
+
 // exp(x) for any x: subnormal, zero or infinite where exp is.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp(D d, V x) {
-  // The value is the second operand of Max and Min, which is what x86 returns for a NaN.
-  x = hn::Min(hn::Set(d, 89.5f), hn::Max(hn::Set(d, -110.0f), x));
+  x = AtMost(d, AtLeast(d, x, -110.0f), 89.5f);
   hn::Vec<hn::RebindToSigned<D>> n;
   const V p = ExpReduced(d, x, &n);
   // In two factors, because n runs from -159 to 129.
@@ -59,10 +76,10 @@ HWY_INLINE V Exp(D d, V x) {
 // exp(x) for x <= 0, flushed to zero below the smallest normal float: the weights of a softmax.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ExpOfNonPositive(D d, V x) {
-  const V lowest = hn::Set(d, -87.3f);
+  constexpr float kLowest = -87.3f;
   hn::Vec<hn::RebindToSigned<D>> n;
-  const V p = ExpReduced(d, hn::Max(lowest, x), &n);
-  return hn::IfThenZeroElse(hn::Lt(x, lowest), hn::Mul(p, PowerOfTwo(d, n)));
+  const V p = ExpReduced(d, AtLeast(d, x, kLowest), &n);
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, kLowest)), hn::Mul(p, PowerOfTwo(d, n)));
 }
 
 }  // namespace morphserve::kernels::cpu::HWY_NAMESPACE

@@ -23,16 +23,16 @@ HWY_INLINE bool FinishSpan(const RecurrentMixerArgs& args, float* o, const float
       SumOfSquares(count, [&](auto d, size_t i) HWY_ATTR { return hn::LoadU(d, o + i); });
   const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(count) + args.eps);
   const bool is_silu = args.output_gate == OutputGate::kSilu;
-  float nothing = 0;  // NaN as soon as an output is not finite.
+  bool is_finite = true;
   ForEachVector(count, [&](auto d, size_t i) HWY_ATTR {
     const auto input = hn::LoadU(d, z + i);
     const auto gate = is_silu ? Silu(d, input) : Sigmoid(d, input);
     const auto scaled = hn::Mul(hn::LoadU(d, o + i), hn::Set(d, inverse));
     const auto y = hn::Mul(hn::Mul(scaled, hn::LoadU(d, weight + i)), gate);
     hn::StoreU(y, d, o + i);
-    nothing += hn::GetLane(hn::SumOfLanes(d, hn::Mul(y, hn::Zero(d))));
+    is_finite &= hn::AllTrue(d, hn::IsFinite(y));
   });
-  return nothing == 0;
+  return is_finite;
 }
 
 void FinishOutputsTarget(const RecurrentWork& work, const MixerShare& share) {

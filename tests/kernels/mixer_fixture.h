@@ -93,4 +93,35 @@ inline std::vector<std::vector<int32_t>> Cuts(int32_t length) {
   return cuts;
 }
 
+// What a run leaves behind.
+struct MixerResult {
+  std::vector<float> out;
+  std::vector<std::byte> slot;
+};
+
+inline bool Same(const MixerResult& a, const MixerResult& b) {
+  return SameBits(a.out.data(), b.out.data(), a.out.size()) && a.slot == b.slot;
+}
+
+// One sequence in chunks, in place in one slot: rows from `first_row` on.
+template <class Layer>
+MixerResult RunChunks(const Layer& layer, const std::vector<int32_t>& chunks, int32_t threads = 1,
+                      int32_t first_row = 0) {
+  Slots slots(layer.Shape(), 1);
+  MixerResult result;
+  std::vector<float> scratch;
+  typename Layer::Args args = layer.MakeArgs(&scratch, &result.out);
+  args.slot_base = slots.base();
+  MixerSegment segment = {.row_begin = first_row, .src_slot = slots.At(0), .dst_slot = slots.At(0)};
+  for (int32_t rows : chunks) {
+    segment.row_count = rows;
+    args.segments = {&segment, 1};
+    EXPECT_TRUE(RunMixer(args, threads).ok());
+    segment.row_begin += rows;
+    segment.position += rows;
+  }
+  result.slot = slots.Copy(0);
+  return result;
+}
+
 }  // namespace morphserve::kernels

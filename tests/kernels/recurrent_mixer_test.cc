@@ -4,186 +4,21 @@
 // behind, a slot written that was not named, and slot garbage that leaks into a new sequence.
 #include "kernels/recurrent_mixer.h"
 
-#include <limits>
-
-#include "tests/kernels/mixer_fixture.h"
-#include "tests/reference/mixer_reference.h"
+#include "tests/kernels/recurrent_mixer_fixture.h"
 
 namespace morphserve::kernels {
 namespace {
 
-struct Options {
-  RecurrentKind kind = RecurrentKind::kGatedDelta;
-  int32_t heads = 3;
-  int32_t dim = 32;
-  int32_t taps = 4;
-  KvDType dtype = KvDType::kF16;
-  bool silu = true;
-  int32_t rotary = 32;
-  bool interleaved = false;
-  QkNorm qk_norm = QkNorm::kL2;
-  bool per_head_norm = true;
-  OutputGate output_gate = OutputGate::kSilu;
-};
+using Options = RecurrentOptions;
+using Layer = RecurrentLayer;
 
-// Parameters of a layer and the inputs of one sequence.
-struct Layer {
-  explicit Layer(const Options& o, int32_t rows, uint64_t seed = 1)
-      : options(o),
-        length(rows),
-        width(static_cast<size_t>(o.heads * o.dim)),
-        numbers(seed),
-        rotary(rows, o.rotary, &numbers) {
-    const auto n = static_cast<size_t>(rows);
-    const auto h = static_cast<size_t>(o.heads);
-    qkv = numbers.Normals(n * 3 * width);
-    a = numbers.Normals(n * h);
-    b = numbers.Normals(n * h);
-    z = numbers.Normals(n * width);
-    conv = numbers.Normals(static_cast<size_t>(o.taps) * 3 * width, 0.5f);
-    a_log = numbers.Normals(h, 0.5f);
-    dt_bias = numbers.Normals(h, 2.0f);
-    b_beta = numbers.Normals(h);
-    for (size_t i = 0; i < h; ++i) slopes.push_back(0.01f + 0.2f * static_cast<float>(i));
-    norm_weight = numbers.Normals(width);
-  }
-
-  SlotShape Shape() const {
-    return {.heads = options.heads,
-            .head_dim = options.dim,
-            .conv_taps = options.taps,
-            .kv_heads = 1,
-            .window = 5,  // Of another mixer; this one must leave it alone.
-            .sinks = 1,
-            .dtype = options.dtype};
-  }
-
-  RecurrentMixerArgs Args(std::vector<float>* scratch, std::vector<float>* out) const {
-    *scratch = qkv;
-    const bool is_delta = options.kind == RecurrentKind::kGatedDelta;
-    return {.kind = options.kind,
-            .shape = Shape(),
-            .qkv = scratch->data(),
-            .qkv_stride = static_cast<int64_t>(3 * width),
-            .conv = options.taps == 0 ? nullptr : conv.data(),
-            .silu = options.silu,
-            .cos = options.rotary == 0 ? nullptr : rotary.cos.data(),
-            .sin = options.rotary == 0 ? nullptr : rotary.sin.data(),
-            .rotary_dim = options.rotary,
-            .interleaved = options.interleaved,
-            .qk_norm = options.qk_norm,
-            .a = is_delta ? a.data() : nullptr,
-            .b = is_delta ? b.data() : nullptr,
-            .gate_stride = options.heads,
-            .a_log = is_delta ? a_log.data() : nullptr,
-            .dt_bias = is_delta ? dt_bias.data() : nullptr,
-            .b_beta = is_delta ? b_beta.data() : nullptr,
-            .slopes = is_delta ? nullptr : slopes.data(),
-            .scale = 1.0f / std::sqrt(static_cast<float>(options.dim)),
-            .norm_weight = norm_weight.data(),
-            .per_head_norm = options.per_head_norm,
-            .eps = 1e-5f,
-            .output_gate = options.output_gate,
-            .z = z.data(),
-            .z_stride = static_cast<int64_t>(width),
-            .out = out->data(),
-            .out_stride = static_cast<int64_t>(width),
-            .segments = {},
-            .emits = {}};
-  }
-
-  reference::Recurrent Oracle() const {
-    reference::Recurrent oracle = {.kind = options.kind,
-                                   .qk_norm = options.qk_norm,
-                                   .output_gate = options.output_gate,
-                                   .heads = static_cast<size_t>(options.heads),
-                                   .dim = static_cast<size_t>(options.dim),
-                                   .dtype = options.dtype,
-                                   .silu = options.silu,
-                                   .interleaved = options.interleaved,
-                                   .per_head_norm = options.per_head_norm,
-                                   .scale = 1.0 / std::sqrt(options.dim),
-                                   .eps = 1e-5,
-                                   .a_log = {a_log.begin(), a_log.end()},
-                                   .dt_bias = {dt_bias.begin(), dt_bias.end()},
-                                   .b_beta = {b_beta.begin(), b_beta.end()},
-                                   .slopes = {slopes.begin(), slopes.end()},
-                                   .norm_weight = {norm_weight.begin(), norm_weight.end()}};
-    for (int32_t j = 0; j < options.taps; ++j) {
-      oracle.conv.push_back(RowOf(conv, static_cast<size_t>(j), 3 * width));
-    }
-    return oracle;
-  }
-
-  Doubles Expected(reference::Recurrent* oracle) const {
-    Doubles expected;
-    const auto heads = static_cast<size_t>(options.heads);
-    for (size_t t = 0; t < static_cast<size_t>(length); ++t) {
-      const Doubles row = oracle->Step(
-          RowOf(qkv, t, 3 * width), RowOf(a, t, heads), RowOf(b, t, heads), RowOf(z, t, width),
-          RowOf(rotary.cos, t, rotary.pairs), RowOf(rotary.sin, t, rotary.pairs));
-      expected.insert(expected.end(), row.begin(), row.end());
-    }
-    return expected;
-  }
-
-  Options options;
-  int32_t length;
-  size_t width;
-  Numbers numbers;
-  RotaryRows rotary;
-  std::vector<float> qkv, a, b, z, conv, a_log, dt_bias, b_beta, slopes, norm_weight;
-};
-
-// What a run leaves behind.
-struct Result {
-  std::vector<float> out;
-  std::vector<std::byte> slot;
-};
-
-bool Same(const Result& a, const Result& b) {
-  return SameBits(a.out.data(), b.out.data(), a.out.size()) && a.slot == b.slot;
-}
-
-absl::Status Run(RecurrentMixerArgs args, int32_t threads = 1) {
-  const auto pool = cpu::ThreadPool::Create(threads, false);
-  int32_t rows = 0;
-  for (const MixerSegment& s : args.segments) rows += s.row_count;
-  Workspace workspace(
-      RecurrentWorkspaceBytes(rows, args.shape.heads, args.shape.head_dim, threads));
-  std::memset(workspace.data(), 0xff, static_cast<size_t>(workspace.bytes()));
-  args.workspace = workspace.data();
-  args.workspace_bytes = workspace.bytes();
-  return cpu::RecurrentMixer(args, {.pool = pool.get()});
-}
-
-// The whole sequence in chunks, in place in one slot.
-Result RunChunks(const Layer& layer, const std::vector<int32_t>& chunks, int32_t threads = 1) {
-  Slots slots(layer.Shape(), 1);
-  Result result;
-  result.out.assign(static_cast<size_t>(layer.length) * layer.width, NAN);
-  std::vector<float> scratch;
-  RecurrentMixerArgs args = layer.Args(&scratch, &result.out);
-  args.slot_base = slots.base();
-  MixerSegment segment = {.src_slot = slots.At(0), .dst_slot = slots.At(0)};
-  for (int32_t rows : chunks) {
-    segment.row_count = rows;
-    args.segments = {&segment, 1};
-    EXPECT_TRUE(Run(args, threads).ok());
-    segment.row_begin += rows;
-    segment.position += rows;
-  }
-  result.slot = slots.Copy(0);
-  return result;
-}
-
-Doubles StateOf(const Result& result, const Layer& layer) {
+Doubles StateOf(const MixerResult& result, const Layer& layer) {
   std::vector<float> state(layer.width * static_cast<size_t>(layer.options.dim));
   std::memcpy(state.data(), result.slot.data(), state.size() * sizeof(float));
   return {state.begin(), state.end()};
 }
 
-void ExpectNearOracle(const Layer& layer, const Result& result, const std::string& what) {
+void ExpectNearOracle(const Layer& layer, const MixerResult& result, const std::string& what) {
   reference::Recurrent oracle = layer.Oracle();
   EXPECT_LT(RelativeError(result.out, layer.Expected(&oracle)), 1e-5) << what;
   const Doubles state = StateOf(result, layer);
@@ -225,9 +60,9 @@ std::string Name(const Options& o) {
 TEST(RecurrentMixerTest, AgreesWithTheOracleForEveryOptionOnEveryTarget) {
   for (const Options& options : AllOptions()) {
     const Layer layer(options, 70);
-    Result fused;
+    MixerResult fused;
     ForEachTarget([&](const std::string& target, bool has_fma) {
-      const Result result = RunChunks(layer, {layer.length});
+      const MixerResult result = RunChunks(layer, {layer.length});
       ExpectNearOracle(layer, result, target + " " + Name(options));
       if (!has_fma) return;
       if (fused.out.empty()) fused = result;
@@ -239,7 +74,7 @@ TEST(RecurrentMixerTest, AgreesWithTheOracleForEveryOptionOnEveryTarget) {
 TEST(RecurrentMixerTest, ASequenceHasTheSameBitsHoweverItIsCut) {
   for (const Options& options : AllOptions()) {
     const Layer layer(options, 200);
-    const Result whole = RunChunks(layer, {layer.length});
+    const MixerResult whole = RunChunks(layer, {layer.length});
     for (const auto& cut : Cuts(layer.length)) {
       EXPECT_TRUE(Same(whole, RunChunks(layer, cut)))
           << Name(options) << " from chunks of " << cut[0];
@@ -250,6 +85,81 @@ TEST(RecurrentMixerTest, ASequenceHasTheSameBitsHoweverItIsCut) {
           << Name(options);
     }
   }
+}
+
+// The gates and keys that break chunked forms: they must be as right as any others.
+TEST(RecurrentMixerTest, AgreesWithTheOracleAtTheEndsOfTheGates) {
+  const auto check = [](const std::string& what, auto&& change) {
+    Layer layer({}, 130);
+    change(layer);
+    const MixerResult result = RunChunks(layer, ChunksOf(layer.length, 47));
+    reference::Recurrent oracle = layer.Oracle();
+    EXPECT_LT(RelativeError(result.out, layer.Expected(&oracle)), 2e-5) << what;
+    EXPECT_TRUE(Same(result, RunChunks(layer, ChunksOf(layer.length, 1)))) << what;
+  };
+  const auto fill = [](std::vector<float>& values, float value) {
+    std::fill(values.begin(), values.end(), value);
+  };
+  check("g = 0", [&](Layer& l) { fill(l.a_log, -200); });
+  check("g = -20", [&](Layer& l) {
+    fill(l.a_log, 0);
+    fill(l.dt_bias, 0);
+    fill(l.a, 20);
+  });
+  check("softplus is linear and exp(g) zero", [&](Layer& l) { fill(l.a, 300); });
+  check("softplus is tiny", [&](Layer& l) { fill(l.a, -40); });
+  check("beta = 0", [&](Layer& l) { fill(l.b, -2000); });  // Zero in fp64 too.
+  check("beta = 1", [&](Layer& l) { fill(l.b, 200); });
+  check("identical keys, g = 0, beta = 1", [&](Layer& l) {
+    fill(l.a_log, -200);
+    fill(l.b, 200);
+    for (size_t row = 0; row < 130; ++row) {
+      std::copy_n(l.qkv.begin() + static_cast<std::ptrdiff_t>(l.width), l.width,
+                  l.qkv.begin() + static_cast<std::ptrdiff_t>((3 * row + 1) * l.width));
+    }
+  });
+  check("zero rows", [&](Layer& l) {
+    std::fill_n(l.qkv.begin() + static_cast<std::ptrdiff_t>(30 * l.width), 90 * l.width, 0.0f);
+  });
+  check("all rows zero", [&](Layer& l) { fill(l.qkv, 0); });
+}
+
+TEST(RecurrentMixerTest, BrokenLimitsAreNamedBeforeAnythingIsWritten) {
+  const Layer layer({}, 3);
+  Slots slots(layer.Shape(), 1);
+  std::vector<float> scratch, out;
+  RecurrentMixerArgs good = layer.MakeArgs(&scratch, &out);
+  const MixerSegment segment = {.row_count = 3, .dst_slot = slots.At(0)};
+  good.segments = {&segment, 1};
+  good.slot_base = slots.base();
+  const auto before = slots.All();
+  const auto message = [&](auto&& change) {
+    RecurrentMixerArgs args = good;
+    change(args);
+    return std::string(RunMixer(args).message());
+  };
+  EXPECT_EQ(message([](auto& a) { a.shape.head_dim = 257; }), "head_dim 257 is outside 1..256");
+  EXPECT_EQ(message([](auto& a) { a.shape.head_dim = 0; }), "head_dim 0 is outside 1..256");
+  EXPECT_EQ(message([](auto& a) { a.shape.heads = 0; }), "heads 0 is not positive");
+  EXPECT_EQ(message([](auto& a) { a.shape.conv_taps = 9; }), "conv_taps 9 is outside 0..8");
+  EXPECT_EQ(message([](auto& a) { a.conv = nullptr; }), "4 taps lack their weights");
+  EXPECT_EQ(message([](auto& a) { a.shape.conv_taps = 0; }), "0 taps do not go with their weights");
+  EXPECT_EQ(message([](auto& a) { a.rotary_dim = 34; }),
+            "rotary_dim 34 is not an even number in 0..32");
+  EXPECT_EQ(message([](auto& a) { a.scale = NAN; }), "scale nan or eps 1e-05 is out of range");
+  EXPECT_EQ(message([](auto& a) { a.b_beta = nullptr; }), "the gated delta rule lacks a gate");
+  EXPECT_EQ(message([](auto& a) { a.kind = RecurrentKind::kLightning; }),
+            "lightning attention lacks its slopes");
+  EXPECT_EQ(message([](auto& a) { a.z = nullptr; }),
+            "an input, the output or the slots are missing");
+  std::byte small[64];
+  good.workspace = small;
+  good.workspace_bytes = 63;
+  const auto pool = cpu::ThreadPool::Create(1, false);
+  EXPECT_EQ(cpu::RecurrentMixer(good, {.pool = pool.get()}).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(slots.All(), before);
+  EXPECT_TRUE(SameBits(scratch.data(), layer.qkv.data(), scratch.size()));
 }
 
 }  // namespace

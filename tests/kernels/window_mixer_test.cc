@@ -4,164 +4,13 @@
 // places that no position has filled.
 #include "kernels/window_mixer.h"
 
-#include <limits>
-
-#include "tests/kernels/mixer_fixture.h"
-#include "tests/reference/mixer_reference.h"
+#include "tests/kernels/window_mixer_fixture.h"
 
 namespace morphserve::kernels {
 namespace {
 
-struct Options {
-  int32_t heads = 6;
-  int32_t kv_heads = 2;
-  int32_t dim = 32;
-  int32_t window = 37;
-  int32_t sinks = 4;
-  KvDType dtype = KvDType::kF16;
-  int32_t rotary = 32;
-  bool interleaved = false;
-  bool norm = false;
-  bool gate = true;
-  bool accumulate = false;
-};
-
-struct Layer {
-  explicit Layer(const Options& o, int32_t rows, uint64_t seed = 1)
-      : options(o),
-        length(rows),
-        width(static_cast<size_t>(o.heads * o.dim)),
-        kv_width(static_cast<size_t>(o.kv_heads * o.dim)),
-        numbers(seed),
-        rotary(rows, o.rotary, &numbers) {
-    const auto n = static_cast<size_t>(rows);
-    q = numbers.Normals(n * width);
-    k = numbers.Normals(n * kv_width);
-    v = numbers.Normals(n * kv_width);
-    gate = numbers.Normals(n * static_cast<size_t>(o.heads));
-    gate_bias = numbers.Normals(static_cast<size_t>(o.heads));
-    q_norm = numbers.Normals(static_cast<size_t>(o.dim));
-    k_norm = numbers.Normals(static_cast<size_t>(o.dim));
-    before = numbers.Normals(n * width);
-  }
-
-  SlotShape Shape() const {
-    return {.heads = 1,  // Of another mixer; this one must leave its parts alone.
-            .head_dim = options.dim,
-            .conv_taps = 2,
-            .kv_heads = options.kv_heads,
-            .window = options.window,
-            .sinks = options.sinks,
-            .dtype = options.dtype};
-  }
-
-  // `scratch` gets q and k, one behind the other.
-  WindowMixerArgs Args(std::vector<float>* scratch, std::vector<float>* out) const {
-    *scratch = q;
-    scratch->insert(scratch->end(), k.begin(), k.end());
-    *out = before;
-    return {.shape = Shape(),
-            .q = scratch->data(),
-            .q_stride = static_cast<int64_t>(width),
-            .k = scratch->data() + q.size(),
-            .k_stride = static_cast<int64_t>(kv_width),
-            .v = v.data(),
-            .v_stride = static_cast<int64_t>(kv_width),
-            .q_norm = options.norm ? q_norm.data() : nullptr,
-            .k_norm = options.norm ? k_norm.data() : nullptr,
-            .norm_eps = 1e-6f,
-            .cos = options.rotary == 0 ? nullptr : rotary.cos.data(),
-            .sin = options.rotary == 0 ? nullptr : rotary.sin.data(),
-            .rotary_dim = options.rotary,
-            .interleaved = options.interleaved,
-            .heads = options.heads,
-            .scale = 1.0f / std::sqrt(static_cast<float>(options.dim)),
-            .gate = options.gate ? gate.data() : nullptr,
-            .gate_bias = options.gate ? gate_bias.data() : nullptr,
-            .gate_stride = options.heads,
-            .accumulate = options.accumulate,
-            .out = out->data(),
-            .out_stride = static_cast<int64_t>(width),
-            .segments = {},
-            .emits = {}};
-  }
-
-  Doubles Expected() const {
-    reference::Window oracle = {.heads = static_cast<size_t>(options.heads),
-                                .kv_heads = static_cast<size_t>(options.kv_heads),
-                                .dim = static_cast<size_t>(options.dim),
-                                .window = static_cast<size_t>(options.window),
-                                .sinks = static_cast<size_t>(options.sinks),
-                                .dtype = options.dtype,
-                                .interleaved = options.interleaved,
-                                .scale = 1.0 / std::sqrt(options.dim),
-                                .norm_eps = 1e-6};
-    if (options.norm) {
-      oracle.q_norm = {q_norm.begin(), q_norm.end()};
-      oracle.k_norm = {k_norm.begin(), k_norm.end()};
-    }
-    if (options.gate) oracle.gate_bias = {gate_bias.begin(), gate_bias.end()};
-    Doubles expected;
-    for (size_t t = 0; t < static_cast<size_t>(length); ++t) {
-      Doubles row =
-          oracle.Step(RowOf(q, t, width), RowOf(k, t, kv_width), RowOf(v, t, kv_width),
-                      RowOf(gate, t, static_cast<size_t>(options.heads)),
-                      RowOf(rotary.cos, t, rotary.pairs), RowOf(rotary.sin, t, rotary.pairs));
-      for (size_t i = 0; options.accumulate && i < width; ++i) {
-        row[i] += static_cast<double>(before[t * width + i]);
-      }
-      expected.insert(expected.end(), row.begin(), row.end());
-    }
-    return expected;
-  }
-
-  Options options;
-  int32_t length;
-  size_t width, kv_width;
-  Numbers numbers;
-  RotaryRows rotary;
-  std::vector<float> q, k, v, gate, gate_bias, q_norm, k_norm, before;
-};
-
-struct Result {
-  std::vector<float> out;
-  std::vector<std::byte> slot;
-};
-
-bool Same(const Result& a, const Result& b) {
-  return SameBits(a.out.data(), b.out.data(), a.out.size()) && a.slot == b.slot;
-}
-
-absl::Status Run(WindowMixerArgs args, int32_t threads = 1) {
-  const auto pool = cpu::ThreadPool::Create(threads, false);
-  int32_t rows = 0;
-  for (const MixerSegment& s : args.segments) rows += s.row_count;
-  Workspace workspace(
-      WindowWorkspaceBytes(static_cast<int32_t>(args.segments.size()), rows, args.shape, threads));
-  std::memset(workspace.data(), 0xff, static_cast<size_t>(workspace.bytes()));
-  args.workspace = workspace.data();
-  args.workspace_bytes = workspace.bytes();
-  return cpu::WindowMixer(args, {.pool = pool.get()});
-}
-
-// The whole sequence in chunks, in place in one slot.
-Result RunChunks(const Layer& layer, const std::vector<int32_t>& chunks, int32_t threads = 1) {
-  Slots slots(layer.Shape(), 1);
-  Result result;
-  std::vector<float> scratch;
-  WindowMixerArgs args = layer.Args(&scratch, &result.out);
-  args.slot_base = slots.base();
-  MixerSegment segment = {.src_slot = slots.At(0), .dst_slot = slots.At(0)};
-  for (int32_t rows : chunks) {
-    segment.row_count = rows;
-    args.segments = {&segment, 1};
-    EXPECT_TRUE(Run(args, threads).ok());
-    segment.row_begin += rows;
-    segment.position += rows;
-  }
-  result.slot = slots.Copy(0);
-  return result;
-}
+using Options = WindowOptions;
+using Layer = WindowLayer;
 
 std::vector<Options> AllOptions() {
   return {
@@ -226,9 +75,9 @@ TEST(WindowMixerTest, AgreesWithTheOracleForEveryOptionOnEveryTarget) {
   for (const Options& options : AllOptions()) {
     const Layer layer(options, 150);
     const Doubles expected = layer.Expected();
-    Result fused;
+    MixerResult fused;
     ForEachTarget([&](const std::string& target, bool has_fma) {
-      const Result result = RunChunks(layer, {layer.length});
+      const MixerResult result = RunChunks(layer, {layer.length});
       EXPECT_LT(RelativeError(result.out, expected), Bound(options.dtype))
           << target << " " << Name(options);
       if (!has_fma) return;
@@ -241,7 +90,7 @@ TEST(WindowMixerTest, AgreesWithTheOracleForEveryOptionOnEveryTarget) {
 TEST(WindowMixerTest, ASequenceHasTheSameBitsHoweverItIsCut) {
   for (const Options& options : AllOptions()) {
     const Layer layer(options, 200);
-    const Result whole = RunChunks(layer, {layer.length});
+    const MixerResult whole = RunChunks(layer, {layer.length});
     for (const auto& cut : Cuts(layer.length)) {
       EXPECT_TRUE(Same(whole, RunChunks(layer, cut)))
           << Name(options) << " from chunks of " << cut[0];
@@ -252,6 +101,56 @@ TEST(WindowMixerTest, ASequenceHasTheSameBitsHoweverItIsCut) {
           << Name(options);
     }
   }
+}
+
+TEST(WindowMixerTest, EqualValuesComeBackWhateverTheScores) {
+  Layer layer({.dtype = KvDType::kF32, .gate = false}, 90);
+  for (float& q : layer.q) q *= 40;
+  for (size_t i = 0; i < layer.v.size(); ++i) layer.v[i] = layer.v[i % layer.kv_width];
+  const MixerResult result = RunChunks(layer, ChunksOf(90, 41));
+  for (size_t i = 0; i < result.out.size(); ++i) {
+    const size_t head = i % layer.width / 32 / 3;
+    ASSERT_NEAR(result.out[i], layer.v[head * 32 + i % 32], 2e-6) << i;
+  }
+  // One key for all positions: every weight is the same.
+  for (size_t i = 0; i < layer.k.size(); ++i) layer.k[i] = layer.k[i % layer.kv_width];
+  EXPECT_LT(RelativeError(RunChunks(layer, {90}).out, layer.Expected()), 1e-6);
+}
+
+TEST(WindowMixerTest, BrokenLimitsAreNamedBeforeAnythingIsWritten) {
+  const Layer layer({}, 3);
+  Slots slots(layer.Shape(), 1);
+  std::vector<float> scratch, out;
+  WindowMixerArgs good = layer.MakeArgs(&scratch, &out);
+  const MixerSegment segment = {.row_count = 3, .dst_slot = slots.At(0)};
+  good.segments = {&segment, 1};
+  good.slot_base = slots.base();
+  const auto before = slots.All();
+  const auto message = [&](auto&& change) {
+    WindowMixerArgs args = good;
+    change(args);
+    return std::string(RunMixer(args).message());
+  };
+  EXPECT_EQ(message([](auto& a) { a.shape.head_dim = 257; }), "head_dim 257 is outside 1..256");
+  EXPECT_EQ(message([](auto& a) { a.heads = 5; }), "heads 5 is not a multiple of kv_heads 2");
+  EXPECT_EQ(message([](auto& a) { a.shape.window = 0; }), "window 0 and sinks 4 are out of range");
+  EXPECT_EQ(message([](auto& a) { a.shape.sinks = 38; }),
+            "window 37 and sinks 38 are out of range");
+  EXPECT_EQ(message([](auto& a) { a.rotary_dim = 5; }),
+            "rotary_dim 5 is not an even number in 0..32");
+  EXPECT_EQ(message([](auto& a) { a.scale = INFINITY; }),
+            "scale inf or norm_eps 1e-06 is out of range");
+  EXPECT_EQ(message([](auto& a) { a.gate_bias = nullptr; }), "gate and gate_bias go together");
+  EXPECT_EQ(message([](auto& a) { a.cos = nullptr; }),
+            "an input, the output or the slots are missing");
+  std::byte small[64];
+  good.workspace = small;
+  good.workspace_bytes = 63;
+  const auto pool = cpu::ThreadPool::Create(1, false);
+  EXPECT_EQ(cpu::WindowMixer(good, {.pool = pool.get()}).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(slots.All(), before);
+  EXPECT_TRUE(SameBits(out.data(), layer.before.data(), out.size()));
 }
 
 }  // namespace
