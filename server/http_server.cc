@@ -6,13 +6,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <chrono>
 #include <string_view>
 #include <thread>
 
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
 #include "engine/base/log.h"
+#include "engine/base/mutex.h"
 #include "server/server_config.h"
 
 namespace morphserve {
@@ -62,7 +62,7 @@ void Knock(const std::string& host, int port) {
   four.sin_family = AF_INET;
   six.sin6_port = four.sin_port = htons(static_cast<uint16_t>(port));
   const bool is_six = inet_pton(AF_INET6, host.c_str(), &six.sin6_addr) == 1;
-  // A name the library took as a literal is "localhost"; the wildcards answer on loopback.
+  // "localhost" and the wildcards answer on loopback.
   if (!is_six && (inet_pton(AF_INET, host.c_str(), &four.sin_addr) != 1 ||
                   four.sin_addr.s_addr == htonl(INADDR_ANY))) {
     four.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -119,14 +119,21 @@ HttpServer::~HttpServer() {
   if (context_ == nullptr) return;
   // The library looks at its stop flag once it has taken a connection, else every two seconds,
   // which would be most of an idle server's shutdown: we knock until it has noticed.
-  std::atomic<bool> stopped{false};
-  std::thread stopper([this, &stopped] {
+  Mutex mutex;
+  CondVar changed;
+  bool stopped = false;
+  std::thread stopper([&] {
     mg_stop(context_);
-    stopped.store(true);
+    MutexLock lock(&mutex);
+    stopped = true;
+    changed.NotifyOne();
   });
-  while (!stopped.load()) {
-    Knock(host_, port_);
-    absl::SleepFor(absl::Milliseconds(5));
+  {
+    MutexLock lock(&mutex);
+    while (!stopped) {
+      Knock(host_, port_);
+      changed.WaitFor(&mutex, std::chrono::milliseconds(5));
+    }
   }
   stopper.join();
 }

@@ -46,7 +46,7 @@ BANNED_CALLS = [
      "threads are started in the few places that ARCHITECTURE.md names",
      ("engine/base/", "kernels/cpu/thread_pool", "engine/engine_impl.",
       "server/text_pool", "server/main.cc", "server/server.", "server/drain", "server/signals",
-      "server/watchdog", "server/ctl/", "tests/")),
+      "server/watchdog", "server/http_server", "server/ctl/", "tests/")),
     (r"std::(cout|cerr|printf)\b|(?<![\w:.])(f?printf|puts)\s*\(",
      "libraries log through engine/base/log.h",
      ("engine/base/check.cc", "engine/base/log.cc", "server/main.cc", "server/probe",

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -85,9 +86,10 @@ class BenchModel {
     return LayerPlan(*std::move(kinds), Digest{}, Digest{});
   }
 
-  // Median seconds of a step of `rows` tokens at depth `depth` for one sequence of each plan.
+  // Median seconds of a step of `rows` tokens at depth `depth` for one sequence of each plan;
+  // `between` is called before each.
   double Step(const std::vector<const LayerPlan*>& plans, int32_t rows, int32_t depth,
-              int32_t repeats) {
+              int32_t repeats, const std::function<void()>& between = {}) {
     std::vector<SequenceCaches> caches(plans.size());
     StepBatch batch;
     for (size_t s = 0; s < plans.size(); ++s) {
@@ -106,6 +108,7 @@ class BenchModel {
     StepResult result;
     std::vector<double> times;
     for (int32_t i = -2; i < repeats; ++i) {
+      if (between) between();
       const double begin = Seconds();
       const absl::Status status = runner_->Run(batch, &result);
       if (!status.ok()) Die(status);
@@ -115,9 +118,9 @@ class BenchModel {
     return Median(times);
   }
   double Step(const LayerPlan& plan, int32_t sequences, int32_t rows, int32_t depth,
-              int32_t repeats) {
+              int32_t repeats, const std::function<void()>& between = {}) {
     return Step(std::vector<const LayerPlan*>(static_cast<size_t>(sequences), &plan), rows, depth,
-                repeats);
+                repeats, between);
   }
 
   const ModelConfig& config() const { return config_; }

@@ -1,10 +1,11 @@
 // model_bench: the whole forward pass on one checkpoint, without server or scheduler. Prints decode
 // at several batch sizes and depths, prefill, load time and resident memory, with the bytes each
-// step must read and their share of the read bandwidth measured in the same run. Figures are
-// medians; --json prints them for tests/bench/compare.py.
+// step must read and their share of the read bandwidth, which is swept between the steps. Figures
+// are medians; --json prints them for tests/bench/run.py.
 #include <cstdio>
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "engine/base/machine.h"
@@ -48,7 +49,8 @@ int Main(int argc, char** argv) {
   BenchModel bench(argv[1], "", dtype, threads, 8192);
   const LayerPlan plan = bench.Plan(bench.config().layers);
   const double resident = ResidentMiB();
-  const double bandwidth = MeasureReadBandwidth(bench.pool());
+  ReadProbe probe(bench.pool());
+  const double bandwidth = probe.Best();
   std::string rows;
   if (!json) {
     std::printf(
@@ -61,9 +63,11 @@ int Main(int argc, char** argv) {
   }
   const auto report = [&](const std::string& name, int32_t sequences, int32_t row_count,
                           int32_t depth, int32_t repeats) {
-    const double s = bench.Step(plan, sequences, row_count, depth, repeats);
+    std::vector<double> sweeps;
+    const auto sweep = [&] { sweeps.push_back(probe.Sweep()); };
+    const double s = bench.Step(plan, sequences, row_count, depth, repeats, sweep);
     const double share =
-        static_cast<double>(bench.StepBytes(plan, sequences, depth)) / s / bandwidth;
+        static_cast<double>(bench.StepBytes(plan, sequences, depth)) / s / Median(sweeps);
     if (json) {
       rows +=
           absl::StrFormat("%s\"%s\":{\"ms\":%.4f,\"tokens_per_s\":%.2f,\"bus_share\":%.4f}",
@@ -74,10 +78,10 @@ int Main(int argc, char** argv) {
     }
   };
   for (const int32_t batch : {1, 4, 16})
-    report(absl::StrFormat("decode batch %d depth 0", batch), batch, 1, 0, 30);
-  for (const int32_t depth : {1024, 4096})
-    report(absl::StrFormat("decode batch 1 depth %d", depth), 1, 1, depth, 20);
-  report("prefill 512", 1, 512, 0, 5);
+    report(absl::StrFormat("decode batch %d depth 0", batch), batch, 1, 0, 60);
+  for (const int32_t depth : {160, 1024, 4096})
+    report(absl::StrFormat("decode batch 1 depth %d", depth), 1, 1, depth, 40);
+  report("prefill 512", 1, 512, 0, 7);
   if (json) {
     std::printf(
         "{\"threads\":%d,\"paths\":\"%s\",\"bandwidth\":%.4g,\"load_s\":%.4f,\"resident_mib\":%.1f,"

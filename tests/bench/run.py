@@ -2,11 +2,13 @@
 """Measures morphserve against the machine's limits and against llama.cpp in one run, as ratios.
 
     .cache/venv/bin/python tests/bench/run.py [--peer BUILD_DIR] [--threads N] [--out FILE.json]
+    .cache/venv/bin/python tests/bench/run.py --table FILE.json...
 
 Needs the release build and the default model (deploy/quickstart.sh --exit makes both). The peer is
 built from the source package llama-cpp-python unless --peer names a finished build; without it
 (--no-peer) only the machine's limits are compared with. Figures are medians; ours and the peer's
-run next to each other, so that a noisy neighbour meets both.
+run next to each other, so that a noisy neighbour meets both. On a busy machine measure in several
+runs, --parts steps or --parts served at a time, and let --table print the medians of all of them.
 """
 
 import argparse
@@ -63,12 +65,11 @@ def peer_bench(peer, model, threads):
     def note(name, value):
         best[name] = max(best.get(name, 0), value)
 
+    bench = [peer / "bin" / "llama-bench", "-m", model, "-t", threads, "-o", "json"]
     for flash in ("0", "1"):
-        rows = json.loads(run([peer / "bin" / "llama-bench", "-m", model, "-t", threads,
-                               "-p", "512", "-n", "48", "-r", "3", "-fa", flash, "-o", "json"]))
-        rows += json.loads(run([peer / "bin" / "llama-bench", "-m", model, "-t", threads, "-p", "0",
-                                "-n", "24", "-d", "1024,4096", "-r", "2", "-fa", flash,
-                                "-o", "json"]))
+        rows = json.loads(run([*bench, "-fa", flash, "-p", "512", "-n", "48", "-r", "3"]))
+        rows += json.loads(run([*bench, "-fa", flash, "-p", "0", "-n", "24", "-d", "1024,4096",
+                                "-r", "1"]))
         for row in rows:
             if row["n_gen"]:
                 note(f"decode batch 1 depth {row['n_depth']}", row["avg_ts"])
@@ -91,13 +92,31 @@ def free_port():
 
 
 def load_figures(calls, clients, requests):
-    """calls(i) -> (ttft, tokens); a closed loop of `clients`: tokens/s and TTFT p50."""
+    """calls(i) -> (ttft, seconds, tokens); a closed loop of `clients`."""
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         results = list(pool.map(calls, range(requests)))
     seconds = time.perf_counter() - begin
-    return {"tokens_per_s": sum(tokens for _, tokens in results) / seconds,
-            "ttft_ms": statistics.median(ttft for ttft, _ in results) * 1000}
+    return {"tokens_per_s": sum(tokens for _, _, tokens in results) / seconds,
+            "ttft_ms": statistics.median(ttft for ttft, _, _ in results) * 1000,
+            "tpot_ms": statistics.median((whole - ttft) / (tokens - 1)
+                                         for ttft, whole, tokens in results) * 1000}
+
+
+def resident_mib(pid):
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0
+
+
+def service_figures(server, begin, call):
+    """A server that just became ready: start time, memory, then each number of clients."""
+    figures = {"ready_s": time.perf_counter() - begin, "ready_mib": resident_mib(server.pid)}
+    call(0)
+    figures["clients"] = {str(n): load_figures(call, n, 4 * n + 4) for n in CLIENTS}
+    figures["loaded_mib"] = resident_mib(server.pid)
+    return figures
 
 
 def prompt_ids(i):
@@ -119,13 +138,16 @@ def ours_served(model, threads):
         from morphserve.v1 import inference_pb2, inference_pb2_grpc
 
         ready = pathlib.Path(folder) / "ready.json"
+        begin = time.perf_counter()
         server = subprocess.Popen(
             [BIN / "morphserve", "--model", model, "--ready_file", ready, "--set",
              f"device.threads={threads}"] + [part for name in ("inference", "http", "admin")
                                              for part in ("--set", f"listen.{name}=127.0.0.1:0")],
             stderr=subprocess.DEVNULL)
         while not ready.exists():
-            time.sleep(0.02)
+            if server.poll() is not None:
+                sys.exit("morphserve did not start")
+            time.sleep(0.005)
         port = json.loads(ready.read_text())["inference"]
         channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         stub = inference_pb2_grpc.InferenceStub(channel)
@@ -136,17 +158,17 @@ def ours_served(model, threads):
             request.options.sampling.temperature = 0
             request.options.stopping.max_tokens = ANSWER
             request.options.stopping.ignore_eos = True
-            begin = time.perf_counter()
-            first, tokens = None, 0
+            sent = time.perf_counter()
+            first, last, tokens = None, 0, 0
             for event in stub.GenerateStream(request):
                 if event.HasField("delta") and event.delta.tokens:
-                    first = first or time.perf_counter() - begin
+                    last = time.perf_counter() - sent
+                    first = first or last
                     tokens += event.delta.tokens
-            return first, tokens
+            return first, last, tokens
 
         try:
-            call(0)
-            return {n: load_figures(call, n, 4 * n + 4) for n in CLIENTS}
+            return service_figures(server, begin, call)
         finally:
             server.terminate()
             server.wait()
@@ -154,6 +176,7 @@ def ours_served(model, threads):
 
 def peer_served(peer, model, threads):
     port = free_port()
+    begin = time.perf_counter()
     server = subprocess.Popen(
         [peer / "bin" / "llama-server", "-m", model, "-t", str(threads), "-c", "8192", "-np", "16",
          "--port", str(port), "--no-webui", "-fa", "on"],
@@ -163,18 +186,19 @@ def peer_served(peer, model, threads):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         body = {"prompt": prompt_ids(i), "n_predict": ANSWER, "ignore_eos": True, "stream": True,
                 "temperature": 0, "cache_prompt": False}
-        begin = time.perf_counter()
+        sent = time.perf_counter()
         connection.request("POST", "/completion", json.dumps(body),
                            {"Content-Type": "application/json"})
-        first, tokens = None, 0
+        first, last, tokens = None, 0, 0
         for line in connection.getresponse():
             if line.startswith(b"data: ") and b'"stop":true' not in line:
-                first = first or time.perf_counter() - begin
+                last = time.perf_counter() - sent
+                first = first or last
                 tokens += 1
-        return first, tokens
+        return first, last, tokens
 
     try:
-        for _ in range(600):
+        for _ in range(6000):
             try:
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
                 connection.request("GET", "/health")
@@ -182,35 +206,90 @@ def peer_served(peer, model, threads):
                     break
             except OSError:
                 pass
-            time.sleep(0.1)
-        call(0)
-        return {n: load_figures(call, n, 4 * n + 4) for n in CLIENTS}
+            time.sleep(0.01)
+        return service_figures(server, begin, call)
     finally:
         server.terminate()
         server.wait()
 
 
+def middle(parts, *path):
+    """The median over the runs that have this figure; 0 when none has."""
+    values = []
+    for part in parts:
+        for key in path:
+            part = part.get(key) if part else None
+        if part:
+            values.append(part)
+    return statistics.median(values) if values else 0
+
+
 def ratio(value, base):
-    return f"{value / base:.2f} x" if base else "-"
+    return f"{value / base:.2f} x" if base and value else "-"
 
 
-def print_table(ours, peer, served, peer_service):
-    print(f"\n{ours['paths']}, {ours['threads']} threads; read bandwidth "
-          f"{ours['bandwidth'] / 1e9:.1f} GB/s; load {ours['load_s']:.2f} s; resident "
-          f"{ours['resident_mib'] * 1048576 / ours['weight_bytes']:.2f} x weights\n")
+def figure(value, unit):
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}" if value else "-"
+
+
+def print_table(parts):
+    bench = next(part["ours"] for part in parts)
+    weights_mib = bench["weight_bytes"] / 1048576
+    print(f"{bench['paths']}, {bench['threads']} threads, {len(parts)} runs; read bandwidth "
+          f"{middle(parts, 'ours', 'bandwidth') / 1e9:.1f} GB/s at best\n")
     print("| what | morphserve | share of read bandwidth | llama.cpp | ratio |")
     print("| --- | --- | --- | --- | --- |")
-    for name, step in ours["steps"].items():
-        other = peer.get(name, 0)
-        share = f"{step['bus_share']:.2f}" if "decode" in name else "-"
-        print(f"| {name} | {step['tokens_per_s']:.0f} tok/s | {share} | "
-              f"{f'{other:.0f} tok/s' if other else '-'} | {ratio(step['tokens_per_s'], other)} |")
-    for n in CLIENTS:
-        mine, other = served[n], peer_service.get(n)
-        for key, unit in (("tokens_per_s", "tok/s"), ("ttft_ms", "ms TTFT p50")):
-            theirs = other[key] if other else 0
-            print(f"| {n} streaming clients, {PROMPT} in, {ANSWER} out | {mine[key]:.0f} {unit} | - | "
-                  f"{f'{theirs:.0f} {unit}' if other else '-'} | {ratio(mine[key], theirs)} |")
+    for name in bench["steps"]:
+        mine = middle(parts, "ours", "steps", name, "tokens_per_s")
+        other = middle(parts, "peer", name)
+        share = middle(parts, "ours", "steps", name, "bus_share")
+        print(f"| {name} | {figure(mine, 'tok/s')} | {f'{share:.2f}' if 'decode' in name else '-'} "
+              f"| {figure(other, 'tok/s')} | {ratio(mine, other)} |")
+    print(f"| load of the weights, file cached | {figure(middle(parts, 'ours', 'load_s'), 's')} "
+          "| - | - | - |")
+    if any("served" in part for part in parts):
+        print_served(parts, weights_mib)
+
+
+def print_served(parts, weights_mib):
+    for n in map(str, CLIENTS):
+        for key, unit in (("tokens_per_s", "tok/s"), ("ttft_ms", "ms TTFT p50"),
+                          ("tpot_ms", "ms a token")):
+            mine = middle(parts, "served", "clients", n, key)
+            other = middle(parts, "peer_served", "clients", n, key)
+            print(f"| {n} streaming clients, {PROMPT} in, {ANSWER} out | {figure(mine, unit)} "
+                  f"| - | {figure(other, unit)} | {ratio(mine, other)} |")
+    # Both from the runs that have both: a step and a token of the same minutes.
+    both = [part for part in parts if "served" in part]
+    overhead = statistics.median(
+        part["served"]["clients"]["1"]["tpot_ms"] -
+        part["ours"]["steps"]["decode batch 1 depth 160"]["ms"] for part in both)
+    print(f"| server's own time a streamed token, 1 client | {overhead:.2f} ms | - | - | - |")
+    for key, name, unit in (("ready_s", "start to ready", "s"),
+                            ("ready_mib", "resident when ready", "MiB"),
+                            ("loaded_mib", "resident after 16 clients", "MiB")):
+        mine, other = middle(parts, "served", key), middle(parts, "peer_served", key)
+        note = f" ({mine / weights_mib:.2f} x weights)" if unit == "MiB" else ""
+        print(f"| {name} | {figure(mine, unit)}{note} | - | {figure(other, unit)} "
+              f"| {ratio(mine, other)} |")
+
+
+def measure(args):
+    if not args.model:
+        found = sorted((ROOT / ".cache").rglob("*.gguf"))
+        if not found:
+            sys.exit("no model: run deploy/install_packages.sh, or give --model")
+        args.model = str(found[0])
+    peer = None if args.no_peer else build_peer(args.peer)
+    part = {"ours": json.loads(run([BIN / "model_bench", args.model, "--threads", args.threads,
+                                    "--json"]))}
+    if "steps" in args.parts and peer:
+        part["peer"] = peer_bench(peer, args.model, args.threads)
+    if "served" in args.parts:
+        part["served"] = ours_served(args.model, args.threads)
+        if peer:
+            part["peer_served"] = peer_served(peer, args.model, args.threads)
+    return part
 
 
 def main():
@@ -220,22 +299,18 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peer", type=pathlib.Path, default=ROOT / ".cache" / "peer")
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=("steps", "served"),
+                        default=["steps", "served"])
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--table", nargs="+", type=pathlib.Path, metavar="FILE")
     args = parser.parse_args()
-    if not args.model:
-        found = sorted((ROOT / ".cache").rglob("*.gguf"))
-        if not found:
-            sys.exit("no model: run deploy/install_packages.sh, or give --model")
-        args.model = str(found[0])
-    peer = None if args.no_peer else build_peer(args.peer)
-    ours = json.loads(run([BIN / "model_bench", args.model, "--threads", args.threads, "--json"]))
-    their = peer_bench(peer, args.model, args.threads) if peer else {}
-    served = ours_served(args.model, args.threads)
-    their_service = peer_served(peer, args.model, args.threads) if peer else {}
-    print_table(ours, their, served, their_service)
+    if args.table:
+        print_table([json.loads(path.read_text()) for path in args.table])
+        return
+    part = measure(args)
+    print_table([part])
     if args.out:
-        args.out.write_text(json.dumps({"ours": ours, "peer": their, "served": served,
-                                        "peer_served": their_service}, indent=1))
+        args.out.write_text(json.dumps(part, indent=1))
 
 
 if __name__ == "__main__":
