@@ -61,7 +61,7 @@ grpc::Status Ask(const Connection& connection, Context* context, bool stats,
       const std::string text = terminal ? SafeForTerminal(result.texts[i]) : result.texts[i];
       std::fprintf(stdout, "[%zu] %s\n", i, text.c_str());
     }
-  } else {
+  } else if (result.status.ok() || (!result.texts.empty() && !result.texts[0].empty())) {
     std::fputc('\n', stdout);
   }
   std::fflush(stdout);

@@ -104,6 +104,10 @@ std::string Explain(const grpc::Status& status) {
   const std::string reason = ReasonOf(status);
   if (!reason.empty()) out += " (" + reason + ")";
   out += ": " + status.error_message();
+  // Without a reason it is gRPC that speaks: nothing answered.
+  if (status.error_code() == grpc::UNAVAILABLE && reason.empty()) {
+    out += "\n  is morphserve running there? --addr and --admin-addr name its listeners";
+  }
   if (const auto bad = FindDetail<google::rpc::BadRequest>(status)) {
     for (const auto& violation : bad->field_violations()) {
       out += absl::StrFormat("\n  %s %s", violation.field(), violation.description());

@@ -50,7 +50,10 @@ int RunOne(const Connection& connection, Context* context, const GenerateFlags& 
         std::fflush(stdout);
       });
   if (live) {
-    std::fputc('\n', stdout);
+    // A call that failed before its first word has no line to end.
+    if (result.status.ok() || (!result.texts.empty() && !result.texts[0].empty())) {
+      std::fputc('\n', stdout);
+    }
   } else if (context->json) {
     std::printf("%s\n", ResultLine("", result).c_str());
   } else {

@@ -59,6 +59,11 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    // The library would only say that a command is required.
+    if (app.get_subcommands().empty() && !app.remaining().empty()) {
+      return Complain("unknown command '" + app.remaining()[0] + "'; morphctl --help lists them",
+                      kExitUsage);
+    }
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
   return context.run();

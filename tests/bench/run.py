@@ -92,10 +92,10 @@ def free_port():
 
 
 def load_figures(calls, clients, requests):
-    """calls(i) -> (ttft, seconds, tokens); a closed loop of `clients`."""
+    """calls() -> (ttft, seconds, tokens); a closed loop of `clients`."""
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        results = list(pool.map(calls, range(requests)))
+        results = [done.result() for done in [pool.submit(calls) for _ in range(requests)]]
     seconds = time.perf_counter() - begin
     return {"tokens_per_s": sum(tokens for _, _, tokens in results) / seconds,
             "ttft_ms": statistics.median(ttft for ttft, _, _ in results) * 1000,
@@ -113,15 +113,15 @@ def resident_mib(pid):
 def service_figures(server, begin, call):
     """A server that just became ready: start time, memory, then each number of clients."""
     figures = {"ready_s": time.perf_counter() - begin, "ready_mib": resident_mib(server.pid)}
-    call(0)
+    call()
     figures["clients"] = {str(n): load_figures(call, n, 4 * n + 4) for n in CLIENTS}
     figures["loaded_mib"] = resident_mib(server.pid)
     return figures
 
 
-def prompt_ids(i):
-    generator = random.Random(i)
-    return [generator.randrange(256, 49000) for _ in range(PROMPT)]
+def prompt_ids():
+    """A prompt that no other request has: no cache answers for either server."""
+    return [random.randrange(256, 49000) for _ in range(PROMPT)]
 
 
 def ours_served(model, threads):
@@ -152,9 +152,9 @@ def ours_served(model, threads):
         channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         stub = inference_pb2_grpc.InferenceStub(channel)
 
-        def call(i):
+        def call():
             request = inference_pb2.GenerateRequest()
-            request.tokens.ids.extend(prompt_ids(i))
+            request.tokens.ids.extend(prompt_ids())
             request.options.sampling.temperature = 0
             request.options.stopping.max_tokens = ANSWER
             request.options.stopping.ignore_eos = True
@@ -182,9 +182,9 @@ def peer_served(peer, model, threads):
          "--port", str(port), "--no-webui", "-fa", "on"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def call(i):
+    def call():
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-        body = {"prompt": prompt_ids(i), "n_predict": ANSWER, "ignore_eos": True, "stream": True,
+        body = {"prompt": prompt_ids(), "n_predict": ANSWER, "ignore_eos": True, "stream": True,
                 "temperature": 0, "cache_prompt": False}
         sent = time.perf_counter()
         connection.request("POST", "/completion", json.dumps(body),

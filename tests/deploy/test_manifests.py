@@ -88,6 +88,25 @@ def test_image_installs_what_the_script_lists():
     assert "install_packages.sh --runtime" in dockerfile
 
 
+def test_image_is_built_from_every_folder_that_the_build_adds():
+    """A new library's folder would be missing in the image only, where nobody looks first."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    build = dockerfile.split(" AS build", 1)[1].split("FROM ", 1)[0]
+    added = re.findall(r"add_subdirectory\((\w+)\)", (ROOT / "CMakeLists.txt").read_text())
+    missing = [f for f in added if f != "tests" and f"COPY {f} {f}\n" not in build]
+    assert added and not missing, f"the Dockerfile does not copy {missing}"
+
+
+def test_image_context_holds_the_data_that_tests_read():
+    """Files that .dockerignore drops by their ending are let back in where the tree has some."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for suffix in ("gguf", "safetensors"):
+        for folder in ("tests/golden", "deploy/models"):
+            if any((ROOT / folder).rglob(f"*.{suffix}")):
+                assert any(line.startswith(f"!{folder}/") and line.endswith(f"*.{suffix}")
+                           for line in ignored), f"*.{suffix} of {folder} is not in the image"
+
+
 def test_resources_are_bounded(deployment):
     resources = container(deployment)["resources"]
     for kind in ("requests", "limits"):
