@@ -147,8 +147,8 @@ def connect():
         yield lambda server, name="inference": Client(stack.enter_context(server.channel(name)))
 
 
-def reason_of(error):
-    """The reason in the error's details, decoded with googleapis' own messages."""
+def info_of(error):
+    """The ErrorInfo in the error's details, decoded with googleapis' own messages, or None."""
     from google.rpc import error_details_pb2, status_pb2
 
     for key, value in error.trailing_metadata() or ():
@@ -158,8 +158,13 @@ def reason_of(error):
                 info = error_details_pb2.ErrorInfo()
                 if detail.Unpack(info):
                     assert info.domain == "morphserve"
-                    return info.reason
+                    return info
     return None
+
+
+def reason_of(error):
+    info = info_of(error)
+    return info.reason if info else None
 
 
 def fields_of(error):

@@ -10,7 +10,7 @@ import urllib.request
 
 import grpc
 import pytest
-from conftest import BIN, Client, launch, reason_of, refused
+from conftest import BIN, Client, info_of, launch, reason_of, refused
 
 
 def long_request(max_tokens=3000, text="Tell me a very long story."):
@@ -65,9 +65,12 @@ def test_deadline_ends_a_running_request(client, server):
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(client):
     message = long_request(max_tokens=10, text="word " * 5000)
     begin = time.monotonic()
-    refused(lambda: client.inference.Generate(message, timeout=0.25),
-            grpc.StatusCode.DEADLINE_EXCEEDED)
+    error = refused(lambda: client.inference.Generate(message, timeout=0.5),
+                    grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
     assert time.monotonic() - begin < 2
+    metadata = info_of(error).metadata
+    assert int(metadata["needed_ms"]) > int(metadata["left_ms"]) > 0
+    assert metadata["basis"] == "prefill"
 
 
 def test_overload_refuses_clearly_and_serves_the_rest(start, connect):
