@@ -239,10 +239,12 @@ def print_table(parts):
           f"{middle(parts, 'ours', 'bandwidth') / 1e9:.1f} GB/s at best\n")
     print("| what | morphserve | share of read bandwidth | llama.cpp | ratio |")
     print("| --- | --- | --- | --- | --- |")
+    # Where the peer's steps were measured too, only those runs: the same minutes for both.
+    stepped = [part for part in parts if "peer" in part] or parts
     for name in bench["steps"]:
-        mine = middle(parts, "ours", "steps", name, "tokens_per_s")
-        other = middle(parts, "peer", name)
-        share = middle(parts, "ours", "steps", name, "bus_share")
+        mine = middle(stepped, "ours", "steps", name, "tokens_per_s")
+        other = middle(stepped, "peer", name)
+        share = middle(stepped, "ours", "steps", name, "bus_share")
         print(f"| {name} | {figure(mine, 'tok/s')} | {f'{share:.2f}' if 'decode' in name else '-'} "
               f"| {figure(other, 'tok/s')} | {ratio(mine, other)} |")
     print(f"| load of the weights, file cached | {figure(middle(parts, 'ours', 'load_s'), 's')} "
