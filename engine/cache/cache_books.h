@@ -86,7 +86,7 @@ class CacheBooks final : public CacheManager {
                       SnapshotPoint point);
   std::vector<Snapshot*> PathThrough(Snapshot* fresh) const;
   void ThinPath(Snapshot* fresh);
-  void TakeOver(Snapshot* snapshot, IndexRoot* root);
+  void TakeOver(Snapshot* snapshot);
   void EndPending(const std::vector<UnitAddress>& slots);
   void ReleaseSlots(const std::vector<UnitAddress>& slots);
   Worth FreshWorth(SnapshotPoint point);

@@ -80,27 +80,30 @@ CacheHit CacheBooks::Attach(const CacheKey& key, std::span<const int32_t> tokens
   if (hit.tokens == 0) return hit;
   Snapshot* const snapshot = usable.match.snapshot;
   IndexNode* const node = snapshot != nullptr ? snapshot->node : usable.match.node;
-  IndexRoot* const root = node->root;
-  MS_CHECK(root->plan_id == key.plan->id());
+  MS_CHECK(node->root->plan_id == key.plan->id());
 
   // Its references keep what was found while room is made.
   SequenceCaches staged = ShareHit(*node, snapshot, hit.tokens);
   const UnitNeed need = {.pages = hit.tokens % kPageTokens == 0 ? 0 : key.plan->full_layers(),
                          .slots = LinearLayers(*key.plan)};
   const SnapshotPoint point = snapshot != nullptr ? snapshot->point : SnapshotPoint::kPromptEnd;
-  Refresh(snapshot != nullptr ? &snapshot->worth : &node->worth, clock_->Now(), ++uses_);
+  const bool has_state = snapshot != nullptr;
+  Refresh(has_state ? &snapshot->worth : &node->worth, clock_->Now(), ++uses_);
 
+  // From here on the entry may be evicted: `node` and `snapshot` are not looked at again.
   staged_ = &staged;
   const bool copied = MakeRoom(need, {});
   bool taken = false;
-  if (!copied && snapshot != nullptr && units_.CouldFit({.pages = need.pages})) {
-    // Without room for a second state the snapshot itself becomes the sequence's.
-    TakeOver(snapshot, root);
+  if (!copied && has_state && units_.CouldFit({.pages = need.pages})) {
+    // Without room for a second state the snapshot itself becomes the sequence's. Making room may
+    // have evicted its entry, and then the staged references are already the only ones.
+    Snapshot* const left = FindUsable(key, tokens, hit.tokens).match.snapshot;
+    if (left != nullptr && left->slots == staged.slots) TakeOver(left);
     taken = MakeRoom({.pages = need.pages}, {});
   }
   staged_ = nullptr;
   bool held = copied || taken;
-  if (!held && snapshot == nullptr && hit.tokens > kPageTokens) {
+  if (!held && !has_state && hit.tokens > kPageTokens) {
     // Nor for a copy of the last page: whole pages need no room.
     for (std::vector<UnitAddress>& pages : staged.pages) {
       units_.pages().Release(pages.back());
@@ -115,12 +118,12 @@ CacheHit CacheBooks::Attach(const CacheKey& key, std::span<const int32_t> tokens
     return {.tokens = 0, .limit = HitLimit::kPages, .branch_at = hit.branch_at};
   }
   counters_.hit_copy_bytes += CopyLastPages(hit.tokens, &staged);
-  if (copied && snapshot != nullptr) {
+  if (copied && has_state) {
     const std::vector<UnitAddress> shared = std::move(staged.slots);
     counters_.hit_copy_bytes += CopySlots(shared, &staged);
     ReleaseSlots(shared);
   }
-  if (snapshot != nullptr) ++counters_.snapshots_hit[static_cast<size_t>(point)];
+  if (has_state) ++counters_.snapshots_hit[static_cast<size_t>(point)];
   *caches = std::move(staged);
   return hit;
 }
@@ -254,7 +257,8 @@ void CacheBooks::ThinPath(Snapshot* fresh) {
 }
 
 // Takes a snapshot out of the index; its slots stay with those who hold running references.
-void CacheBooks::TakeOver(Snapshot* snapshot, IndexRoot* root) {
+void CacheBooks::TakeOver(Snapshot* snapshot) {
+  IndexRoot* const root = snapshot->node->root;
   for (const UnitAddress slot : snapshot->slots) {
     if (slot >= 0) MS_CHECK(units_.slots()->references(slot, Holder::kRunning) == 1);
   }

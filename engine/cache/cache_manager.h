@@ -136,7 +136,8 @@ class CacheManager {
   // Moves the units to host memory and gives them back. Null, with nothing changed, when the host
   // budget is short.
   virtual std::unique_ptr<SpilledCaches> Spill(SequenceCaches* caches) = 0;
-  // Takes units and fills them again, bit for bit. False when short; `spilled` stays valid.
+  // Takes units for `length` tokens, at least those that were spilled, and fills these again, bit
+  // for bit. False when short; `spilled` stays valid.
   virtual bool Restore(const LayerPlan& plan, int32_t length, SpilledCaches* spilled,
                        SequenceCaches* caches) = 0;
 

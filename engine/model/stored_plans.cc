@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "absl/strings/str_format.h"
 
@@ -89,9 +90,10 @@ std::optional<int32_t> SmallestBudgetByQuality(const BranchesHeader& header, dou
   for (const BranchesQuality& row : header.quality) {
     if (row.selector == kFullSelector) full = row.ppl;
   }
-  if (full <= 0) return std::nullopt;
+  // Without the full model's row, a divergence of d nats is read as a perplexity higher by e^d.
   return SmallestBudget(header, [&](const BranchesQuality& row) {
-    return row.ppl > 0 && full / row.ppl >= quality_min;
+    const double ratio = full > 0 && row.ppl > 0 ? full / row.ppl : std::exp(-row.kl);
+    return ratio >= quality_min;
   });
 }
 

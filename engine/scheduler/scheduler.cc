@@ -143,14 +143,9 @@ bool Scheduler::TakeCaches(Sequence* candidate, Changes::Admitted* admitted) {
   LiveRequest& live = *candidate->request;
   const LayerPlan& plan = *candidate->plan;
   if (candidate->spilled != nullptr) {
-    if (!caches_->Restore(plan, candidate->computed, candidate->spilled.get(),
+    // Room for the next rows is taken with what comes back: all or nothing.
+    if (!caches_->Restore(plan, candidate->length(), candidate->spilled.get(),
                           &candidate->caches)) {
-      return false;
-    }
-    if (!caches_->Reserve(plan, candidate->length(), &candidate->caches)) {
-      // Back to the host: its budget has just been given back.
-      candidate->spilled = caches_->Spill(&candidate->caches);
-      MS_CHECK(candidate->spilled != nullptr);
       return false;
     }
     candidate->spilled.reset();
