@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # From a fresh clone to a streamed answer: installs packages, builds, gets the default model, starts
-# the server, asks it something, and keeps serving until Ctrl-C. A second run takes seconds.
+# the server with the model's linear branches, asks it something under two layer plans, shows what
+# each costs at long context, and keeps serving until Ctrl-C. A second run takes seconds.
 set -euo pipefail
 # shellcheck source=deploy/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+# The linear halves of the default model's layers, part of this repository.
+BRANCHES="${ROOT}/deploy/models/smollm2-135m-instruct.branches.safetensors"
+# Full layers of the hybrid plan of the demonstration; the tokens of its long prompts.
+HYBRID_LAYERS=7
+LONG_PROMPT=3500
 QUESTION="${MORPHSERVE_QUICKSTART_QUESTION:-Explain in two sentences why the sky is blue.}"
 BIN="${ROOT}/build/release/bin"
 RUN="${CACHE}/quickstart"
@@ -48,7 +54,7 @@ start_server() {
   say "Starting the server (its log: ${RUN#"${ROOT}/"}/server.log)"
   # A process group of its own: Ctrl-C reaches this script only, which then stops the server.
   set -m
-  "${BIN}/morphserve" --model "${MODEL}" --ready_file "${ready}" \
+  "${BIN}/morphserve" --model "${MODEL}" --branches "${BRANCHES}" --ready_file "${ready}" \
     --set "listen.inference=127.0.0.1:${inference}" --set "listen.http=127.0.0.1:${http}" \
     --set "listen.admin=127.0.0.1:${admin}" --set drain.withdraw_s=0 \
     >"${RUN}/server.log" 2>&1 &
@@ -76,8 +82,25 @@ PYTHON
 
 ask() {
   say "${QUESTION}"
-  "${BIN}/morphctl" --addr "${INFERENCE}" chat --prompt "${QUESTION}" --temperature 0 \
-    --max-tokens 160 --stats
+  note "every layer full:"
+  "${BIN}/morphctl" --addr "${INFERENCE}" chat --prompt "${QUESTION}" --plan full \
+    --temperature 0 --max-tokens 100 --stats
+  echo
+  note "${HYBRID_LAYERS} layers full, the others linear:"
+  "${BIN}/morphctl" --addr "${INFERENCE}" chat --prompt "${QUESTION}" --plan "${HYBRID_LAYERS}" \
+    --temperature 0 --max-tokens 100 --stats
+}
+
+# One long request under each plan; the server's own table then shows the measured steps.
+compare_plans() {
+  local plan
+  say "The same two plans behind a prompt of ${LONG_PROMPT} tokens (half a minute)"
+  for plan in full "${HYBRID_LAYERS}"; do
+    "${BIN}/morphctl" --addr "${INFERENCE}" bench --plan "${plan}" --requests 1 --warmup 0 \
+      --prompt-tokens "${LONG_PROMPT}" --output-tokens 64 --temperature 0 --ignore-eos \
+      >"${RUN}/bench-${plan}.txt"
+  done
+  "${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}" plans --context "${LONG_PROMPT}"
 }
 
 what_next() {
@@ -85,6 +108,8 @@ what_next() {
   say "It works. What to try next, in another terminal:"
   cat <<TEXT
     ${ctl} chat                       # talk to it
+    ${ctl} chat --plan fastest        # on fewer full layers
+    ${ctl} --admin-addr ${ADMIN} plans
     ${ctl} generate --prompt "Once upon a time"
     ${ctl} bench                      # load and latency
     curl http://${HTTP}/statusz
@@ -113,6 +138,7 @@ trap 'exit 130' INT TERM HUP
 build
 start_server
 ask
+compare_plans
 what_next
 if [[ "${exit_after}" == yes ]]; then
   say "Stopping the server"
