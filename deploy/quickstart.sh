@@ -91,15 +91,19 @@ ask() {
     --temperature 0 --max-tokens 100 --stats
 }
 
-# One long request under each plan; the server's own table then shows the measured steps.
+# One long request under each plan.
 compare_plans() {
-  local plan
+  local plan report
   say "The same two plans behind a prompt of ${LONG_PROMPT} tokens (half a minute)"
   for plan in full "${HYBRID_LAYERS}"; do
+    report="${RUN}/bench-${plan}.txt"
     "${BIN}/morphctl" --addr "${INFERENCE}" bench --plan "${plan}" --requests 1 --warmup 0 \
-      --prompt-tokens "${LONG_PROMPT}" --output-tokens 64 --temperature 0 --ignore-eos \
-      >"${RUN}/bench-${plan}.txt"
+      --prompt-tokens "${LONG_PROMPT}" --output-tokens 64 --temperature 0 --ignore-eos >"${report}"
+    awk -v plan="${plan}" '/^TTFT/ {first = $2} /^TPOT/ {token = $2} END {
+      printf "    plan %-4s  first token after %5.2f s, then %5.2f ms a token\n",
+             plan, first / 1000, token}' "${report}"
   done
+  echo
   "${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}" plans --context "${LONG_PROMPT}"
 }
 
