@@ -130,7 +130,7 @@ CacheHit CacheBooks::Attach(const CacheKey& key, std::span<const int32_t> tokens
 
 std::vector<UnitAddress> CacheBooks::TakeSnapshot(const LayerPlan& plan, SnapshotPoint point) {
   const int64_t count = LinearLayers(plan);
-  if (!options_.prefix_cache || count == 0) return {};
+  if (!options_.prefix_cache || count == 0 || units_.slots() == nullptr) return {};
   const double prior = ReusePrior(point);
   if (!MakeShareRoom(count, prior)) return {};
   if (!MakeRoom({.slots = count}, {.reuse_max = prior})) return {};

@@ -3,9 +3,11 @@
 // layer: a page (K and V of 64 tokens of one full layer) and a slot (the memory of one linear
 // layer), so that every plan and any mix of plans is counted alike. Cached entries yield to running
 // sequences; when a unit starves although bytes are free, live units of the other are moved out of
-// the emptiest super-block. Thread rule: engine thread only. Ownership: units taken for a
-// SequenceCaches go back through Release, Finish or Spill. Invariant: every unit in use has a
-// sequence, an index entry, or a pending snapshot as its owner (CheckIntegrity).
+// the emptiest super-block: Reserve, Fork, Attach, Restore and TakeSnapshot may change the
+// addresses in every SequenceCaches, so a step reads them after the last of these calls. Thread
+// rule: engine thread only. Ownership: units taken for a SequenceCaches go back through Release,
+// Finish or Spill. Invariant: every unit in use has a sequence, an index entry, or a pending
+// snapshot as its owner (CheckIntegrity).
 #pragma once
 
 #include <cstdint>

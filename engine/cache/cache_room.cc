@@ -59,11 +59,16 @@ bool CacheBooks::MakeShareRoom(int64_t slots, double reuse_max) {
 // Copies the bytes of moved units and brings every table that names one up to date: those of
 // sequences, of the index, and the one being built. Pending snapshots are pinned.
 void CacheBooks::FollowMoves(std::span<const UnitMove> moves, int64_t unit_bytes) {
+  if (moves.empty()) return;
   std::vector<UnitCopy> copies;
   absl::flat_hash_map<UnitAddress, UnitAddress> moved;
+  UnitAddress first = moves.front().from;  // All of one super-block: few addresses to look up.
+  UnitAddress last = first;
   for (const UnitMove& move : moves) {
     copies.push_back({.from = move.from, .to = move.to, .bytes = unit_bytes});
     moved.emplace(move.from, move.to);
+    first = std::min(first, move.from);
+    last = std::max(last, move.from);
   }
   memory_->Copy(copies);
   counters_.units_moved += static_cast<int64_t>(moves.size());
@@ -71,6 +76,7 @@ void CacheBooks::FollowMoves(std::span<const UnitMove> moves, int64_t unit_bytes
   // A table may be seen twice: no move ends where another begins.
   const auto follow = [&](std::vector<UnitAddress>& units) {
     for (UnitAddress& unit : units) {
+      if (unit < first || unit > last) continue;
       if (const auto found = moved.find(unit); found != moved.end()) unit = found->second;
     }
   };

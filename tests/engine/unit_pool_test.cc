@@ -125,6 +125,20 @@ TEST(UnitPool, APinnedUnitIsNotMoved) {
   for (const UnitMove& move : moves) pool.Release(move.to);
 }
 
+TEST(UnitPoolDeathTest, AnAddressOfTheOtherClassIsRefused) {
+  auto arena = *Arena::Create(8 * kUnit, 4 * kUnit);
+  UnitPool pages(arena.get(), kUnit);
+  UnitPool slots(arena.get(), 2 * kUnit);
+  std::vector<UnitAddress> page(2);
+  std::vector<UnitAddress> slot(1);
+  ASSERT_TRUE(pages.Allocate(page));
+  ASSERT_TRUE(slots.Allocate(slot));
+  EXPECT_DEATH(slots.Share(page[0]), "CHECK failed");
+  EXPECT_DEATH(pages.Share(slot[0]), "CHECK failed");
+  for (const UnitAddress unit : page) pages.Release(unit);
+  slots.Release(slot[0]);
+}
+
 TEST(UnitPool, KeepsItsBooksUnderRandomUse) {
   std::mt19937 random(7);
   auto arena = *Arena::Create(64 * kUnit, 8 * kUnit);
