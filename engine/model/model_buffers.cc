@@ -44,13 +44,12 @@ int64_t MixerBytes(const ModelConfig& c, const BranchesConfig* b, KvDType kv_dty
                                                    c.heads, c.head_dim, threads);
   if (b == nullptr) return bytes;
   if (b->has_state()) {
-    bytes = std::max(bytes, kernels::RecurrentWorkspaceBytes(limits.sequences, limits.rows,
-                                                             b->heads, b->head_dim));
+    bytes = std::max(bytes,
+                     kernels::RecurrentWorkspaceBytes(limits.rows, b->heads, b->head_dim, threads));
   }
   if (b->has_window()) {
-    bytes = std::max(
-        bytes, kernels::WindowWorkspaceBytes(limits.sequences, limits.rows,
-                                             MakeSlotShape(*b, c, kv_dtype), c.heads));
+    bytes = std::max(bytes, kernels::WindowWorkspaceBytes(limits.sequences, limits.rows,
+                                                          MakeSlotShape(*b, c, kv_dtype), threads));
   }
   return bytes;
 }
