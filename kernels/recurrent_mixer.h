@@ -34,9 +34,10 @@
 // Launch       cpu: three forks: strips of q, k and v of a head; blocks of 16 columns of a state;
 //              output rows. Each dealt out in contiguous parts of equal cost.
 // Cost         decode: bytes = 2 * SlotStateBytes a row (read and written); flops = 6 D^2 heads a
-//              row (8 with the decay). Of 9 x 64 on one Zen 4 core, 22 GB/s and 117 GF/s by the
-//              probes of mixer_bench, 2026-11-27: decode of 16 from memory 16.1 us a row (floor
-//              13.4, share 0.83); a chunk of 256 rows 5.6 us a row (share 0.45; 16 x 128: 0.61).
+//              row (8 with the decay). Of 9 x 64 by `mixer_bench 1`, one core of a busy shared
+//              Zen 4 machine, 2026-11-27, five runs (probes: 21-29 GB/s, 117 GF/s): decode of 16
+//              from memory 16-22 us a row (floor 10-14, share 0.58-0.83); a chunk of 256 rows
+//              5.6-6.3 us a row (share 0.40-0.45; 16 x 128: 0.51-0.64).
 // Determinism  bitwise repeatable; segments independent. Workspace: RecurrentWorkspaceBytes.
 // Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
 // Source       Yang et al. 2024, gated delta networks (arXiv 2412.06464); Qin et al. 2024,

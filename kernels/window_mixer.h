@@ -22,8 +22,8 @@
 // Launch       cpu: two forks: keys and values of a kv head; tiles of query rows.
 // Cost         decode: bytes = SlotRingBytes read a row; flops = 4 D heads (window + sinks) a row.
 //              Of 9/3 x 64, window 128 + 4, as measured in recurrent_mixer.h: decode of 16 from
-//              memory 13.6 us a row (floor 4.6, share 0.33), from the last-level cache 5.2; a chunk
-//              of 256 rows 4.6 us a row (share 0.57).
+//              memory 14-16 us a row (floor 3.5-4.7, share 0.22-0.34), from the last-level cache
+//              5-6 us; a chunk of 256 rows 4.5-5.3 us a row (share 0.49-0.57).
 // Determinism  bitwise repeatable; segments independent. Workspace: WindowWorkspaceBytes.
 // Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
 // Source       Xiao et al. 2023, attention sinks (arXiv 2309.17453).
