@@ -62,6 +62,7 @@ std::string PlanPart(Engine* engine) {
   const int64_t context = engine->info().context_tokens;
   for (const PlanStatus& status : engine->PlanStatuses()) {
     const LayerPlan& plan = *status.entry.plan;
+    const std::string pointers = PointersTo(plan, engine->plans());
     std::string kinds;
     for (const LayerKind kind : plan.kinds()) kinds += kind == LayerKind::kFull ? 'F' : 'L';
     out += absl::StrFormat(
@@ -74,8 +75,7 @@ std::string PlanPart(Engine* engine) {
                               status.measured->step_ms, status.measured->running,
                               status.measured->context)
             : "",
-        status.entry.origin, PointersTo(plan, engine->plans()).empty() ? "" : ": ",
-        PointersTo(plan, engine->plans()));
+        status.entry.origin, pointers.empty() ? "" : ": ", pointers);
   }
   return out + "\n";
 }

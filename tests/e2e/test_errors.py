@@ -106,6 +106,14 @@ def test_bad_bytes_on_a_stream(client):
     refused(lambda: call(b"\x12\x7fhi"), INVALID, "FIELD_INVALID")
 
 
+@pytest.mark.parametrize("marks", [[0], [9999], [1] * 9])
+def test_snapshot_marks_lie_inside_the_prompt_and_are_few(client, marks):
+    message = _generate()
+    message.options.cache.snapshot_at.extend(marks)
+    error = refused(lambda: client.inference.Generate(message), INVALID, "FIELD_INVALID")
+    assert fields_of(error)[0].startswith("options.cache.snapshot_at"), error.details()
+
+
 def test_unknown_model_plan_and_method(client):
     message = _generate()
     message.model = "no-such-model"
@@ -124,7 +132,7 @@ def test_unknown_model_plan_and_method(client):
     lambda m: setattr(m.options.constraint, "regex", "a+"),
     lambda m: setattr(m.options.plan, "tpot_ms_max", 5.0),
     lambda m: setattr(m.options.scheduling, "ttft_slo_ms", 5.0),
-    lambda m: m.options.cache.snapshot_at.append(64),
+    lambda m: setattr(m.options.plan, "prefer_warm", True),
 ])
 def test_what_is_not_built_is_refused_not_ignored(client, change):
     message = _generate()

@@ -295,7 +295,9 @@ def test_a_server_starts_on_the_plan_of_its_settings(start, connect, model_path)
     running = start(settings)
     client = connect(running)
     for _ in range(2):
-        response = client.inference.Generate(pb.GenerateRequest(text=LONG))
+        request = pb.GenerateRequest(text=LONG)
+        request.options.stopping.max_tokens = 4
+        response = client.inference.Generate(request)
         assert response.started.plan.full_layers == 5
         assert response.done.usage.cached_tokens == 0, "the cache is off"
     checked = subprocess.run(

@@ -521,5 +521,26 @@ TEST(ModelsService, DescribesTheOnlyModel) {
   EXPECT_NE(server.version(), "");
 }
 
+TEST(ModelsService, DescribesBranchesAndThePlansOfTheTable) {
+  ServiceFixture fixture;
+  testing::FakeEngine& engine = fixture.engine();
+  engine.AddBranches();
+  engine.mutable_info()->branch_kind = "gated_delta_window";
+  engine.mutable_info()->branch_parameters = 77;
+  ASSERT_TRUE(engine.plans().Register(testing::FakePlan("LFL"), "", "request").ok());
+  ASSERT_TRUE(engine.plans().Point(PlanPointer::kFastest, testing::FakePlan("LFL")->id()).ok());
+  grpc::ClientContext context;
+  v1::ModelInfo info;
+  ASSERT_TRUE(fixture.models().GetModelInfo(&context, {}, &info).ok());
+  EXPECT_TRUE(info.morphable());
+  EXPECT_EQ(info.branch_kind(), "gated_delta_window");
+  EXPECT_EQ(info.branch_parameters(), 77u);
+  EXPECT_EQ(info.state_dtype(), "F32");
+  ASSERT_EQ(info.plans_size(), 2);
+  EXPECT_EQ(info.plans(1).full_layers(), 1u);
+  EXPECT_EQ(info.pointers().fastest().plan_id(), info.plans(1).plan_id());
+  EXPECT_EQ(info.pointers().active().plan_id(), info.plans(0).plan_id());
+}
+
 }  // namespace
 }  // namespace morphserve
