@@ -134,7 +134,7 @@ class Columns {
     Vec nothing = hn::Zero(d);  // NaN as soon as something is not finite.
 #pragma GCC unroll 4
     for (size_t v = 0; v < kVectors; ++v) {
-      u[v] = u_[v];
+      if constexpr (kUpdate) u[v] = u_[v];
       sum_k[v] = sum_q[v] = hn::Zero(d);
     }
     for (size_t i = 0; i < dim_; ++i) {
