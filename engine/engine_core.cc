@@ -240,6 +240,7 @@ void EngineCore::BuildBatch(const std::vector<ScheduledRows>& rows) {
   bool prefills = false;
   for (const ScheduledRows& entry : rows) {
     Sequence& sequence = *entry.sequence;
+    MS_DCHECK(caches_->SlotsAreCurrent(sequence.caches));
     const int32_t row_begin = batch_.rows();
     for (int32_t r = 0; r < entry.rows; ++r) {
       batch_.tokens.push_back(sequence.tokens[static_cast<size_t>(sequence.computed + r)]);

@@ -52,6 +52,7 @@ class CacheBooks final : public CacheManager {
                SequenceCaches* caches) override;
 
   void SetOwners(Visitor visit) override { visit_owners_ = std::move(visit); }
+  bool SlotsAreCurrent(const SequenceCaches& caches) const override;
   CacheUsage Usage() const override;
   std::byte* base() const override { return arena_->base(); }
   absl::Status CheckIntegrity() const override;
@@ -69,6 +70,7 @@ class CacheBooks final : public CacheManager {
   // Tables of sequences (cache_manager.cc).
   int64_t CopySlots(const std::vector<UnitAddress>& from, SequenceCaches* to);
   int64_t CopyLastPages(int32_t length, SequenceCaches* caches);
+  void Stamp(SequenceCaches* caches) const;
   void TakeUnits(const LayerPlan& plan, int32_t length, SequenceCaches* caches);
 
   // Entries (cache_entries.cc).

@@ -124,6 +124,7 @@ CacheHit CacheBooks::Attach(const CacheKey& key, std::span<const int32_t> tokens
     ReleaseSlots(shared);
   }
   if (has_state) ++counters_.snapshots_hit[static_cast<size_t>(point)];
+  Stamp(&staged);
   *caches = std::move(staged);
   return hit;
 }

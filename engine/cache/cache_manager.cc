@@ -96,6 +96,7 @@ void CacheBooks::TakeUnits(const LayerPlan& plan, int32_t length, SequenceCaches
     pages.resize(PagesFor(length));
     take(units_.pages(), std::span(pages).subspan(held));
   }
+  if (fresh) Stamp(caches);
 }
 
 void CacheBooks::Release(SequenceCaches* caches) {
@@ -159,7 +160,24 @@ bool CacheBooks::Fork(const LayerPlan& plan, const SequenceCaches& from, int32_t
     for (const UnitAddress page : fork.pages[layer]) units_.pages().Share(page);
   }
   counters_.fork_copy_bytes += CopyLastPages(length, &fork) + CopySlots(from.slots, &fork);
+  Stamp(&fork);
   *to = std::move(fork);
+  return true;
+}
+
+void CacheBooks::Stamp(SequenceCaches* caches) const {
+  caches->generations.assign(caches->slots.size(), 0);
+  for (size_t layer = 0; layer < caches->slots.size(); ++layer) {
+    const UnitAddress slot = caches->slots[layer];
+    if (slot >= 0) caches->generations[layer] = units_.slots()->generation(slot);
+  }
+}
+
+bool CacheBooks::SlotsAreCurrent(const SequenceCaches& caches) const {
+  for (size_t layer = 0; layer < caches.slots.size(); ++layer) {
+    const UnitAddress slot = caches.slots[layer];
+    if (slot >= 0 && units_.slots()->generation(slot) != caches.generations[layer]) return false;
+  }
   return true;
 }
 

@@ -96,6 +96,9 @@ class CacheManager {
   // descend from are dropped: all that begin with its first token.
   virtual void Quarantine(const CacheKey& key, std::span<const int32_t> tokens,
                           SequenceCaches* caches) = 0;
+  // False when a slot of `caches` has been given to somebody else since it was assigned here: what
+  // debug builds check before every step.
+  virtual bool SlotsAreCurrent(const SequenceCaches& caches) const = 0;
   // False when a slot of `caches` holds a NaN or infinity.
   virtual bool StateIsFinite(const SequenceCaches& caches) = 0;
 

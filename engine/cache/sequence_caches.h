@@ -13,6 +13,7 @@ namespace morphserve {
 struct SequenceCaches {
   std::vector<std::vector<UnitAddress>> pages;  // [layers][pages]; empty where the layer is linear.
   std::vector<UnitAddress> slots;               // [layers]; -1 where the layer is full.
+  std::vector<uint32_t> generations;            // [layers] of the slots when they were assigned.
 
   bool empty() const { return pages.empty() && slots.empty(); }
 };

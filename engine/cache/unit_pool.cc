@@ -34,6 +34,7 @@ bool UnitPool::Allocate(std::span<UnitAddress> out) {
     }
     unit = TakeFromOpen();
     At(unit).running = 1;
+    At(unit).generation = ++generations_;
     ++in_use_;
     ++running_;
   }
@@ -77,6 +78,15 @@ int32_t UnitPool::references(UnitAddress unit, Holder holder) const {
   const auto [block, index] = Locate(unit);
   const Unit& at = blocks_[static_cast<size_t>(block)].units[static_cast<size_t>(index)];
   return holder == Holder::kRunning ? at.running : at.cached;
+}
+
+uint32_t UnitPool::generation(UnitAddress unit) const {
+  const int64_t block = int64_t{unit} * kArenaUnitBytes / arena_->super_block_bytes();
+  // A super-block that went home holds no unit, whatever address is asked for.
+  if (blocks_[static_cast<size_t>(block)].units.empty()) return 0;
+  const auto [owner, index] = Locate(unit);
+  const Unit& at = blocks_[static_cast<size_t>(owner)].units[static_cast<size_t>(index)];
+  return at.live() ? at.generation : 0;
 }
 
 void UnitPool::Share(UnitAddress unit, Holder holder) {

@@ -64,6 +64,8 @@ class UnitPool {
   // Units of the whole arena, were it all lent to this pool.
   int64_t capacity() const { return int64_t{arena_->total()} * units_per_block_; }
   int32_t references(UnitAddress unit, Holder holder) const;
+  // Raised with every assignment: tells a unit from what lies at its address later. 0: free.
+  uint32_t generation(UnitAddress unit) const;
 
   // INTERNAL names the first broken invariant. O(capacity).
   absl::Status CheckIntegrity() const;
@@ -72,6 +74,7 @@ class UnitPool {
   struct Unit {
     int32_t running = 0;  // References, by holder.
     int32_t cached = 0;
+    uint32_t generation = 0;  // Of its assignment; it moves with the unit.
     bool pinned = false;
     bool live() const { return running + cached > 0; }
     int32_t& of(Holder holder) { return holder == Holder::kRunning ? running : cached; }
@@ -93,6 +96,7 @@ class UnitPool {
   std::vector<Block> blocks_;                   // By super-block number.
   std::set<std::pair<int32_t, int32_t>> open_;  // (free units, block), only blocks with free units.
   int64_t in_use_ = 0;
+  uint32_t generations_ = 0;
   int64_t running_ = 0;
   int64_t borrowed_free_ = 0;
   int32_t pinned_blocks_ = 0;

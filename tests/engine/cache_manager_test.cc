@@ -46,6 +46,23 @@ TEST(CacheManager, AnIdenticalPromptResentHitsUpToItsLastToken) {
   }
 }
 
+// A resume that reads a slot which was given to somebody else meanwhile must be noticed.
+TEST(CacheManager, ASlotGivenToAnotherSequenceIsNoLongerCurrent) {
+  CacheFixture fixture(64);
+  CachedSequence* const first = fixture.Add(kAllLinear, Tokens(10));
+  ASSERT_TRUE(fixture.Compute(first, 10));
+  EXPECT_TRUE(fixture.cache().SlotsAreCurrent(first->caches));
+  SequenceCaches stale = first->caches;
+  fixture.Drop(first);
+  EXPECT_FALSE(fixture.cache().SlotsAreCurrent(stale));
+  CachedSequence* const second = fixture.Add(kAllLinear, Tokens(10, 500));
+  ASSERT_TRUE(fixture.Compute(second, 10));
+  EXPECT_EQ(second->caches.slots, stale.slots) << "the test needs the same slots again";
+  EXPECT_FALSE(fixture.cache().SlotsAreCurrent(stale));
+  EXPECT_TRUE(fixture.cache().SlotsAreCurrent(second->caches));
+  fixture.Drop(second);
+}
+
 TEST(CacheManager, AnEntryOfAnotherPlanOrSaltIsNeverServed) {
   CacheFixture fixture(64);
   CachedSequence* const first = fixture.Add(kMixed, Tokens(100), "a");
