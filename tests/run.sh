@@ -14,14 +14,15 @@ export TSAN_OPTIONS="halt_on_error=1:second_deadlock_stack=1:${TSAN_OPTIONS:-}"
 
 usage() {
   cat <<'TEXT'
-usage: tests/run.sh [release] [asan] [tsan] [python]
+usage: tests/run.sh [--long] [release] [asan] [tsan] [python]
 
   release  build all, unit tests
   asan     the same unit tests and a part of the end-to-end tests under ASan and UBSan
   tsan     engine, text, thread pool and stream logic under ThreadSanitizer
   python   tidy, deploy and end-to-end tests (needs the release build)
 
-Without arguments: everything.
+Without a part: everything. --long runs thousands of schedules of the parity matrix instead of a
+sample.
 TEXT
 }
 
@@ -82,7 +83,7 @@ run_release() {
   section "Unit tests (release)"
   local code=0
   ctest --test-dir "${ROOT}/build/release" -j "$(nproc)" --output-on-failure --progress \
-    --output-junit "${REPORTS}/release.xml" --timeout 300 || code=$?
+    --output-junit "${REPORTS}/release.xml" --timeout "${test_timeout_s}" || code=$?
   [[ -s "${REPORTS}/release.xml" ]] || failed_step "ctest ended with code ${code}"
 }
 
@@ -112,7 +113,16 @@ run_python() {
   MORPHSERVE_BIN_DIR="${ROOT}/build/release/bin" py e2e tests/e2e
 }
 
-parts=("$@")
+parts=()
+test_timeout_s=300
+for argument in "$@"; do
+  if [[ "${argument}" == --long ]]; then
+    export MORPHSERVE_TEST_LONG=1
+    test_timeout_s=7200
+  else
+    parts+=("${argument}")
+  fi
+done
 [[ ${#parts[@]} -gt 0 ]] || parts=(release asan tsan python)
 for part in "${parts[@]}"; do
   case "${part}" in
