@@ -317,12 +317,12 @@ def test_morphctl_shows_and_uses_plans(hybrid):
         return result
 
     used = {}
-    for plan in ("full", "8", "fastest"):
+    for plan in ("full", "8", "highest", "fastest"):
         line = json.loads(ctl("--json", "generate", "--prompt", LONG, "--max-tokens", 8,
                               "--temperature", 0, "--plan", plan).stdout)
         used[plan] = line["plan"]
         assert "cached_tokens" in line["usage"]
-    assert used["full"] == used["fastest"] != used["8"]
+    assert used["full"] == used["highest"] != used["8"]
     table = ctl("plans", "--context", 8192).stdout
     rows = {row.split()[0]: row for row in table.splitlines()[1:]}
     assert set(used.values()) <= set(rows)
