@@ -92,7 +92,8 @@ run_asan() {
   build asan all || return
   for folder in kernels text loader engine server; do
     # The default model's goldens only repeat arithmetic that the release build has tested.
-    gtest asan "${folder}_tests" --gtest_filter='-Golden.DefaultModel*:Golden.QuantisedMode*:*.TheDefaultModel*'
+    gtest asan "${folder}_tests" \
+      --gtest_filter='-Golden.DefaultModel*:Golden.QuantisedMode*:*.TheDefaultModel*'
   done
   compgen -G "${ROOT}/tests/e2e/test_*.py" >/dev/null || return
   MORPHSERVE_BIN_DIR="${ROOT}/build/asan/bin" py e2e-asan -m smoke tests/e2e
