@@ -13,6 +13,7 @@ ARG COMMIT=unknown
 COPY CMakeLists.txt CMakePresets.json ./
 COPY kernels kernels
 COPY engine engine
+COPY morph morph
 COPY proto proto
 COPY server server
 RUN cmake --preset release -DMORPHSERVE_TESTS=OFF -DMORPHSERVE_BENCH=OFF \

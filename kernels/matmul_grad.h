@@ -1,15 +1,18 @@
 // What         Gradient of a matrix product with respect to its input; the weights are constants.
 // Math         dx[t, k] = [dx[t, k] +] sum_n dy[t, n] * w[n, k], one f32 FMA chain with n
 //              ascending that starts from dx (accumulate) or 0; w is what UnpackRow gives. The
-//              rounding of x inside a quantised product counts as the identity.
+//              rounding of x inside a quantised product counts as the identity. A call may do a
+//              range of n only: calls in ascending order, the later ones accumulating, give the
+//              bits of one call.
 // Shapes       dy [rows, n]; w [n, k] packed, any format; dx [rows, k]. Strides in elements.
 // Dtypes       f32.
 // Aliasing     dx may not overlap dy.
 // Padding      rows == 0 does nothing.
-// Limits       n, k >= 1.
+// Limits       n, k >= 1; the range inside 0..n.
 // Launch       cpu: blocks of 256 outputs are unpacked once for all rows, then tiles of 6 x 16 are
 //              split statically over the pool.
-// Cost         flops = 2 * rows * n * k; unpacking n * k values a call: give it 64 rows and more.
+// Cost         flops = 2 * rows * n * k; unpacking n * k values a call: give it 256 rows and more,
+//              and cut a call that is too long by outputs.
 // Determinism  bitwise repeatable; rows independent of each other, of threads and of the
 //              instruction set. Workspace: MatmulGradWorkspaceBytes.
 // Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
@@ -29,6 +32,8 @@ struct MatmulGradArgs {
   int64_t dy_stride = 0;
   int32_t rows = 0;
   const PackedMatrix* weights = nullptr;
+  int32_t output_begin = 0;
+  int32_t output_count = 0;  // 0: all from output_begin on.
   float* dx = nullptr;
   int64_t dx_stride = 0;
   bool accumulate = false;

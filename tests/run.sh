@@ -90,7 +90,7 @@ run_release() {
 run_asan() {
   local folder
   build asan all || return
-  for folder in kernels text loader engine server; do
+  for folder in kernels text loader engine morph server; do
     # The default model's goldens only repeat arithmetic that the release build has tested.
     gtest asan "${folder}_tests" \
       --gtest_filter='-Golden.DefaultModel*:Golden.QuantisedMode*:*.TheDefaultModel*'
@@ -106,6 +106,7 @@ run_tsan() {
   # Without the goldens and the tests that start no second thread.
   gtest tsan engine_tests \
     --gtest_filter='-Golden.*:BranchesForward.*:BranchesGolden.*:CacheProperty.*:*.TheDefaultModel*'
+  gtest tsan morph_tests --gtest_filter='Selection.*:WorkList.*'
   gtest tsan stream_tests
 }
 

@@ -12,7 +12,7 @@
 // After foreach_target.h, which includes this file once more for each target.
 #include <hwy/highway.h>
 
-#include "kernels/cpu/sigmoid-inl.h"
+#include "kernels/cpu/silu_slope-inl.h"
 #include "kernels/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,7 +26,7 @@ void SwiGluGradRow(const SwiGluGradArgs& args, int64_t row) {
   float* const dup = args.dup + row * args.stride;
   ForEachVector(static_cast<size_t>(args.width), [&](auto d, size_t i) HWY_ATTR {
     const auto g = hn::LoadU(d, gate + i);
-    const auto s = Logistic(d, g);
+    const auto s = Sigmoid(d, g);
     const auto out = hn::LoadU(d, dy + i);
     const auto u = hn::LoadU(d, up + i);
     hn::StoreU(hn::Mul(out, hn::Mul(g, s)), d, dup + i);

@@ -38,8 +38,9 @@ HWY_INLINE void Turn(V c, V s, V* HWY_RESTRICT a, V* HWY_RESTRICT b) {
   *a = turned;
 }
 
+// `back` turns by the negative angles, which undoes the rotation.
 HWY_INLINE void RotateHead(float* head, const float* cos, const float* sin, size_t pairs,
-                           bool interleaved) {
+                           bool interleaved, bool back = false) {
   ForEachVector(pairs, [&](auto d, size_t i) HWY_ATTR {
     using V = hn::Vec<decltype(d)>;
     V a, b;
@@ -49,7 +50,8 @@ HWY_INLINE void RotateHead(float* head, const float* cos, const float* sin, size
       a = hn::LoadU(d, head + i);
       b = hn::LoadU(d, head + pairs + i);
     }
-    Turn(hn::LoadU(d, cos + i), hn::LoadU(d, sin + i), &a, &b);
+    const V s = hn::LoadU(d, sin + i);
+    Turn(hn::LoadU(d, cos + i), back ? hn::Neg(s) : s, &a, &b);
     if (interleaved) {
       hn::StoreInterleaved2(a, b, d, head + 2 * i);
     } else {

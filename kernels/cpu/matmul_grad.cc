@@ -37,13 +37,15 @@ constexpr int32_t kBlockOutputs = 256;
 
 int64_t PanelsOf(int32_t k) { return (int64_t{k} + kPanelColumns - 1) / kPanelColumns; }
 
-// Writes outputs [first, first + count) of the matrix as panels [k / 16][kBlockOutputs][16].
-void UnpackBlock(const PackedMatrix& w, int32_t first, int32_t count, float* row, float* panels) {
-  for (int32_t n = first; n < first + count; ++n) {
+// Writes outputs [first, end) of the block that starts at `block` as panels
+// [k / 16][kBlockOutputs][16].
+void UnpackBlock(const PackedMatrix& w, int32_t block, int64_t first, int64_t end, float* row,
+                 float* panels) {
+  for (auto n = static_cast<int32_t>(first); n < end; ++n) {
     UnpackRow(w, n, row);
     std::fill(row + w.k, row + PanelsOf(w.k) * kPanelColumns, 0.0f);
     for (int64_t panel = 0; panel < PanelsOf(w.k); ++panel) {
-      std::memcpy(panels + (panel * kBlockOutputs + n % kBlockOutputs) * kPanelColumns,
+      std::memcpy(panels + (panel * kBlockOutputs + n - block) * kPanelColumns,
                   row + panel * kPanelColumns, kPanelColumns * sizeof(float));
     }
   }
@@ -66,7 +68,7 @@ void MultiplyBlock(const MatmulGradArgs& args, int32_t first, int32_t count, con
                  .rows = static_cast<int32_t>(std::min<int64_t>(kPanelTileRows, args.rows - row)),
                  .columns = static_cast<int32_t>(
                      std::min<int64_t>(kPanelColumns, args.weights->k - column)),
-                 .accumulate = args.accumulate || first > 0});
+                 .accumulate = args.accumulate || first > args.output_begin});
   }
 }
 
@@ -77,6 +79,11 @@ absl::Status MatmulGrad(const MatmulGradArgs& args, Stream stream) {
   if (args.rows < 0 || w.n < 1 || w.k < 1) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%d rows times a matrix of %d x %d", args.rows, w.n, w.k));
+  }
+  if (args.output_begin < 0 || args.output_count < 0 ||
+      args.output_begin + args.output_count > w.n) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("outputs %d + %d of %d", args.output_begin, args.output_count, w.n));
   }
   const int32_t threads = stream.pool->threads();
   if (args.workspace_bytes < MatmulGradWorkspaceBytes(w.k, threads)) {
@@ -89,12 +96,13 @@ absl::Status MatmulGrad(const MatmulGradArgs& args, Stream stream) {
   const int64_t row_floats = PanelsOf(w.k) * kPanelColumns;
   float* const rows = panels + row_floats * kBlockOutputs;
   const int64_t row_tiles = (int64_t{args.rows} + kPanelTileRows - 1) / kPanelTileRows;
-  for (int32_t first = 0; first < w.n; first += kBlockOutputs) {
-    const int32_t count = std::min(kBlockOutputs, w.n - first);
+  const int32_t end = args.output_count == 0 ? w.n : args.output_begin + args.output_count;
+  for (int32_t first = args.output_begin; first < end; first += kBlockOutputs) {
+    const int32_t count = std::min(kBlockOutputs, end - first);
     stream.pool->ForEachWorker([&](int32_t worker) {
       const auto part = stream.pool->Part(count, worker);
-      UnpackBlock(w, first + static_cast<int32_t>(part.begin),
-                  static_cast<int32_t>(part.end - part.begin), rows + worker * row_floats, panels);
+      UnpackBlock(w, first, first + part.begin, first + part.end, rows + worker * row_floats,
+                  panels);
     });
     stream.pool->ForEachWorker([&](int32_t worker) {
       MultiplyBlock(args, first, count, panels,

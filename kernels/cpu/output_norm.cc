@@ -14,7 +14,7 @@
 #include <hwy/highway.h>
 
 #include "kernels/cpu/dot-inl.h"
-#include "kernels/cpu/sigmoid-inl.h"
+#include "kernels/cpu/silu_slope-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace morphserve::kernels::cpu::HWY_NAMESPACE {
@@ -50,7 +50,7 @@ void OutputNormRow(const OutputNormArgs& args, int64_t row) {
       const auto gate = hn::LoadU(d, z + i);
       const auto scaled = hn::Mul(hn::LoadU(d, o + i), hn::Set(d, inverse));
       const auto normed = hn::Mul(scaled, hn::LoadU(d, s.weight + first + i));
-      hn::StoreU(hn::Mul(normed, GateValue(d, s.gate, gate, Logistic(d, gate))), d, y + i);
+      hn::StoreU(hn::Mul(normed, GateValue(d, s.gate, gate, Sigmoid(d, gate))), d, y + i);
     });
   });
 }
@@ -68,7 +68,7 @@ void OutputNormGradRow(const OutputNormGradArgs& args, int64_t row) {
     const float inverse = 1.0f / std::sqrt(Dot(o, o, count) / width + s.eps);
     const auto along_weight = [&](auto d, size_t i) HWY_ATTR {
       const auto gate = hn::LoadU(d, z + i);
-      const auto value = GateValue(d, s.gate, gate, Logistic(d, gate));
+      const auto value = GateValue(d, s.gate, gate, Sigmoid(d, gate));
       return hn::Mul(hn::Mul(hn::LoadU(d, dy + i), hn::LoadU(d, w + i)), value);
     };
     const float along = SumOverLanes(count, [&](auto d, size_t i, auto sum) HWY_ATTR {
@@ -79,7 +79,7 @@ void OutputNormGradRow(const OutputNormGradArgs& args, int64_t row) {
       const auto gate = hn::LoadU(d, z + i);
       const auto out = hn::LoadU(d, o + i);
       const auto normed = hn::Mul(hn::Mul(out, hn::Set(d, inverse)), hn::LoadU(d, w + i));
-      const auto slope = GateSlope(d, s.gate, gate, Logistic(d, gate));
+      const auto slope = GateSlope(d, s.gate, gate, Sigmoid(d, gate));
       const auto to_gate = hn::Mul(hn::Mul(hn::LoadU(d, dy + i), normed), slope);
       const auto to_out =
           hn::NegMulAdd(out, hn::Set(d, pull), hn::Mul(along_weight(d, i), hn::Set(d, inverse)));

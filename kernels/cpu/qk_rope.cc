@@ -15,22 +15,12 @@
 #include <hwy/highway.h>
 
 #include "kernels/cpu/dot-inl.h"
-#include "kernels/cpu/rotate-inl.h"
+#include "kernels/cpu/head_ops-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace morphserve::kernels::cpu::HWY_NAMESPACE {
 
-HWY_INLINE void NormOneHead(const QkRopeShape& s, float* head) {
-  const auto dim = static_cast<size_t>(s.head_dim);
-  const float inverse =
-      1.0f / std::sqrt(Dot(head, head, dim) / static_cast<float>(dim) + s.norm_eps);
-  ForEachVector(dim, [&](auto d, size_t i) HWY_ATTR {
-    const auto scaled = hn::Mul(hn::LoadU(d, head + i), hn::Set(d, inverse));
-    hn::StoreU(hn::Mul(scaled, hn::LoadU(d, s.norm + i)), d, head + i);
-  });
-}
-
-HWY_INLINE void NormOneHeadGrad(const QkRopeShape& s, const float* x, float* head) {
+HWY_INLINE void NormHeadGrad(const QkRopeShape& s, const float* x, float* head) {
   const auto dim = static_cast<size_t>(s.head_dim);
   const auto width = static_cast<float>(dim);
   const float inverse = 1.0f / std::sqrt(Dot(x, x, dim) / width + s.norm_eps);
@@ -52,9 +42,9 @@ void QkRopeRow(const QkRopeShape& s, const float* x, float* row_data, int64_t ro
   const float* const sin = s.sin + static_cast<size_t>(row) * pairs;
   for (size_t h = 0; h < static_cast<size_t>(s.heads); ++h) {
     float* const head = row_data + h * dim;
-    if (!back && s.norm != nullptr) NormOneHead(s, head);
-    RotatePairs(head, cos, sin, pairs, s.interleaved, back);
-    if (back && s.norm != nullptr) NormOneHeadGrad(s, x + h * dim, head);
+    if (!back && s.norm != nullptr) NormHead(head, s.norm, dim, s.norm_eps);
+    RotateHead(head, cos, sin, pairs, s.interleaved, back);
+    if (back && s.norm != nullptr) NormHeadGrad(s, x + h * dim, head);
   }
 }
 

@@ -15,8 +15,8 @@
 #include <hwy/highway.h>
 
 #include "kernels/cpu/dot-inl.h"
-#include "kernels/cpu/rotate-inl.h"
-#include "kernels/cpu/sigmoid-inl.h"
+#include "kernels/cpu/head_ops-inl.h"
+#include "kernels/cpu/silu_slope-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace morphserve::kernels::cpu::HWY_NAMESPACE {
@@ -56,13 +56,13 @@ HWY_INLINE void ActivateAndRotate(const RecurrentFeaturesShape& s, int64_t row, 
   if (s.silu) {
     ForEachVector(static_cast<size_t>(s.head_dim), [&](auto d, size_t i) HWY_ATTR {
       const auto c = hn::LoadU(d, head + i);
-      hn::StoreU(hn::Mul(c, Logistic(d, c)), d, head + i);
+      hn::StoreU(hn::Mul(c, Sigmoid(d, c)), d, head + i);
     });
   }
   if (s.cos == nullptr) return;
   const auto pairs = static_cast<size_t>(s.rotary_dim / 2);
-  RotatePairs(head, s.cos + static_cast<size_t>(row) * pairs,
-              s.sin + static_cast<size_t>(row) * pairs, pairs, s.interleaved, false);
+  RotateHead(head, s.cos + static_cast<size_t>(row) * pairs,
+             s.sin + static_cast<size_t>(row) * pairs, pairs, s.interleaved, false);
 }
 
 void RecurrentFeaturesRow(const RecurrentFeaturesArgs& args, int64_t row) {
@@ -101,13 +101,13 @@ void RecurrentFeaturesGradRow(const RecurrentFeaturesGradArgs& args, int64_t row
       });
     }
     if (s.cos != nullptr) {
-      RotatePairs(dy, s.cos + static_cast<size_t>(row) * pairs,
-                  s.sin + static_cast<size_t>(row) * pairs, pairs, s.interleaved, true);
+      RotateHead(dy, s.cos + static_cast<size_t>(row) * pairs,
+                 s.sin + static_cast<size_t>(row) * pairs, pairs, s.interleaved, true);
     }
     if (!s.silu) continue;
     ForEachVector(dim, [&](auto d, size_t i) HWY_ATTR {
       const auto c = hn::LoadU(d, conv + i);
-      hn::StoreU(hn::Mul(hn::LoadU(d, dy + i), SiluSlope(d, c, Logistic(d, c))), d, dy + i);
+      hn::StoreU(hn::Mul(hn::LoadU(d, dy + i), SiluSlope(d, c, Sigmoid(d, c))), d, dy + i);
     });
   }
 }

@@ -16,8 +16,8 @@
 #include <hwy/highway.h>
 
 #include "kernels/cpu/dot-inl.h"
+#include "kernels/cpu/gates-inl.h"
 #include "kernels/cpu/panel_product-inl.h"
-#include "kernels/cpu/sigmoid-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace morphserve::kernels::cpu::HWY_NAMESPACE {
@@ -64,7 +64,7 @@ HWY_INLINE void SoftmaxRow(const SequenceBlock& b, int64_t m, float* p) {
 
 float GateOf(float logit) {
   const OneTag one;
-  return 2 * hn::GetLane(Logistic(one, hn::Set(one, logit)));
+  return 2 * hn::GetLane(Sigmoid(one, hn::Set(one, logit)));
 }
 
 // Probabilities of query rows [first, first + rows) of head g.
