@@ -70,11 +70,14 @@ struct PlanStatus {
   // Mean of the last decode steps in which only this plan ran, by sequences in the step and mean
   // context; absent until there was one.
   struct Measured {
+    static constexpr double kMemory = 0.98;  // Weight of the mean so far beside a new step.
     double step_ms = 0;
     double running = 0;
     double context = 0;
+    int64_t steps = 0;  // Such steps ever.
   };
   std::optional<Measured> measured;
+  int64_t guard_trips = 0;  // Ever.
 };
 
 // The arithmetic of memory, known from file headers alone.

@@ -190,9 +190,8 @@ void EngineCore::NoteChanges(const Scheduler::Changes& changes) {
 }
 
 // A sequence takes its plan when its first chunk is scheduled, not when it is queued: until then it
-// follows the active plan, unless its request names one.
+// follows the plan of the moment, unless its request names one.
 void EngineCore::BindPlans() {
-  const std::shared_ptr<const LayerPlan> active = plans_->active();
   const uint64_t version = plans_->version();
   const bool changed = version != plans_version_;
   plans_version_ = version;
@@ -207,8 +206,9 @@ void EngineCore::BindPlans() {
       if (absl::IsFailedPrecondition(found)) withdrawn.emplace_back(&live, found);
       continue;
     }
-    if (sequence->plan == active) continue;
-    for (const auto& choice : live.sequences) choice->plan = active;
+    const std::shared_ptr<const LayerPlan> plan = plans_->PlanFor(live.request.id);
+    if (sequence->plan == plan) continue;
+    for (const auto& choice : live.sequences) choice->plan = plan;
   }
   for (const auto& [live, status] : withdrawn) {
     Fail(live, WithReason(status, reason::kPlanWithdrawn));
@@ -422,6 +422,7 @@ void EngineCore::Trip(Sequence* sequence, std::string_view where, absl::Time now
   live->sink->OnError(WithReason(
       absl::DataLossError("the model produced a number that is not finite"), reason::kNonFinite));
   Erase(live, /*keep=*/false);
+  plan_meter_.Trip(plan->id());
   const int32_t trips = guards_.Trip(plan->id(), now);
   if (!guards_.Enough(trips) || plan->full_layers() == plan->layers()) return;
   const absl::Status withdrawn =

@@ -48,8 +48,9 @@ EngineImpl::EngineImpl(Parts parts, const Clock* clock, EngineObserver* observer
     live_.erase(id);
   };
   lab_ = {.caches = parts_.caches.get(),
+          .memory = parts_.memory.get(),
           .runner = parts_.runner.get(),
-          .model = &parts_.runner->model(),
+          .model = parts_.runner->mutable_model(),
           .cost = parts_.cost.get(),
           .stream = {.pool = parts_.pool.get()},
           .clock = clock,
@@ -320,6 +321,7 @@ std::vector<PlanStatus> EngineImpl::PlanStatuses() const {
     PlanStatus status;
     status.memory = MemoryOf(*entry.plan);
     status.measured = core_.plan_meter().Of(entry.plan->id());
+    status.guard_trips = core_.plan_meter().Trips(entry.plan->id());
     for (const auto& [id, count] : running) {
       if (id == entry.plan->id()) status.running = count;
     }

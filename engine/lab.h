@@ -19,8 +19,9 @@ namespace morphserve {
 
 struct Lab {
   CacheManager* caches = nullptr;
+  UnitMemory* memory = nullptr;
   ModelRunner* runner = nullptr;
-  const HybridModel* model = nullptr;
+  HybridModel* model = nullptr;
   const StepCost* cost = nullptr;
   kernels::Stream stream;
   const Clock* clock = nullptr;

@@ -4,16 +4,27 @@ namespace morphserve {
 
 void PlanMeter::Observe(std::string_view plan_id, int32_t running, int64_t context_sum,
                         double step_ms) {
-  constexpr double kMemory = 0.98;
   if (running < 1) return;
   const double context = static_cast<double>(context_sum) / running;
   MutexLock lock(&mutex_);
   const auto [it, fresh] = plans_.try_emplace(std::string(plan_id));
   PlanStatus::Measured& mean = it->second;
-  const double keep = fresh ? 0 : kMemory;
+  const double keep = fresh ? 0 : PlanStatus::Measured::kMemory;
   mean.step_ms = keep * mean.step_ms + (1 - keep) * step_ms;
   mean.running = keep * mean.running + (1 - keep) * running;
   mean.context = keep * mean.context + (1 - keep) * context;
+  ++mean.steps;
+}
+
+void PlanMeter::Trip(std::string_view plan_id) {
+  MutexLock lock(&mutex_);
+  ++trips_[std::string(plan_id)];
+}
+
+int64_t PlanMeter::Trips(std::string_view plan_id) const {
+  MutexLock lock(&mutex_);
+  const auto it = trips_.find(std::string(plan_id));
+  return it == trips_.end() ? 0 : it->second;
 }
 
 std::optional<PlanStatus::Measured> PlanMeter::Of(std::string_view plan_id) const {

@@ -1,5 +1,5 @@
-// PlanMeter remembers how long decode steps of each plan took lately: steps in which one plan ran
-// alone and nothing was prefilled. Thread rule: any thread.
+// PlanMeter remembers how each plan did: how long its decode steps took lately (steps in which it
+// ran alone and nothing was prefilled), and how often a guard tripped. Thread rule: any thread.
 #pragma once
 
 #include <optional>
@@ -19,9 +19,14 @@ class PlanMeter {
   // Moving means over about the last fifty steps.
   std::optional<PlanStatus::Measured> Of(std::string_view plan_id) const;
 
+  // A guard found a number that is not finite.
+  void Trip(std::string_view plan_id);
+  int64_t Trips(std::string_view plan_id) const;
+
  private:
   mutable Mutex mutex_;
   absl::flat_hash_map<std::string, PlanStatus::Measured> plans_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, int64_t> trips_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace morphserve

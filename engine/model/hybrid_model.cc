@@ -239,28 +239,58 @@ absl::Status HybridModel::Layer(const StepBatch& batch, int32_t index) {
   return Mlp(layer, batch.rows());
 }
 
-absl::Status HybridModel::Forward(const StepBatch& batch, std::byte* arena_base) {
-  const int32_t rows = batch.rows();
-  MS_CHECK(rows <= limits_.rows);
+void HybridModel::Begin(const StepBatch& batch, std::byte* arena_base) {
+  MS_CHECK(batch.rows() <= limits_.rows);
   MS_CHECK(static_cast<int32_t>(batch.segments.size()) <= limits_.sequences);
   nonfinite_.assign(batch.segments.size(), 0);
-  if (rows == 0) return absl::OkStatus();
   context_.arena_base = arena_base;
-  everything_.rows.resize(static_cast<size_t>(rows));
-  Embed(batch);
+  everything_.rows.resize(static_cast<size_t>(batch.rows()));
   FillRope(batch);
+}
+
+absl::Status HybridModel::Forward(const StepBatch& batch, std::byte* arena_base) {
+  Begin(batch, arena_base);
+  if (batch.rows() == 0) return absl::OkStatus();
+  Embed(batch);
   for (int32_t l = 0; l < config_.layers; ++l) MS_RETURN_IF_ERROR(Layer(batch, l));
+  return absl::OkStatus();
+}
+
+absl::Status HybridModel::ForwardLayers(const StepBatch& batch, std::byte* arena_base,
+                                        int32_t begin, int32_t end, float* stream) {
+  MS_CHECK(0 <= begin && begin <= end && end <= config_.layers);
+  Begin(batch, arena_base);
+  const size_t bytes =
+      static_cast<size_t>(batch.rows()) * static_cast<size_t>(config_.hidden) * sizeof(float);
+  if (begin == 0) {
+    Embed(batch);
+  } else {
+    std::memcpy(buffers_.x, stream, bytes);
+  }
+  for (int32_t l = begin; l < end; ++l) MS_RETURN_IF_ERROR(Layer(batch, l));
+  std::memcpy(stream, buffers_.x, bytes);
   return absl::OkStatus();
 }
 
 absl::StatusOr<float*> HybridModel::Logits(const int32_t* rows, int32_t count) {
   MS_CHECK(count <= limits_.logit_rows);
-  const ModelConfig& c = config_;
-  const size_t row_bytes = static_cast<size_t>(c.hidden) * sizeof(float);
+  const size_t row_bytes = static_cast<size_t>(config_.hidden) * sizeof(float);
   for (int32_t i = 0; i < count; ++i) {
-    std::memcpy(buffers_.picked + int64_t{i} * c.hidden, buffers_.x + int64_t{rows[i]} * c.hidden,
-                row_bytes);
+    std::memcpy(buffers_.picked + int64_t{i} * config_.hidden,
+                buffers_.x + int64_t{rows[i]} * config_.hidden, row_bytes);
   }
+  return LogitsOfPicked(count);
+}
+
+absl::StatusOr<float*> HybridModel::LogitsOf(const float* stream, int32_t count) {
+  MS_CHECK(count <= limits_.logit_rows);
+  std::memcpy(buffers_.picked, stream,
+              static_cast<size_t>(count) * static_cast<size_t>(config_.hidden) * sizeof(float));
+  return LogitsOfPicked(count);
+}
+
+absl::StatusOr<float*> HybridModel::LogitsOfPicked(int32_t count) {
+  const ModelConfig& c = config_;
   MS_RETURN_IF_ERROR(backend_->rms_norm({.x = buffers_.picked,
                                          .x_stride = c.hidden,
                                          .weight = weights_->output_norm.data(),

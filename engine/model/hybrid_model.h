@@ -39,13 +39,25 @@ class HybridModel {
   // The memory is the model's and lives until the next call.
   absl::StatusOr<float*> Logits(const int32_t* rows, int32_t count);
 
+  // A forward pass in pieces, between which others may run: layers [begin, end) of the batch on
+  // `stream` [rows, hidden], its residual stream, which the piece that begins at 0 fills.
+  // nonfinite() is that of the piece. The same bits as Forward.
+  absl::Status ForwardLayers(const StepBatch& batch, std::byte* arena_base, int32_t begin,
+                             int32_t end, float* stream);
+  // Logits as above, of `count` consecutive rows of such a stream.
+  absl::StatusOr<float*> LogitsOf(const float* stream, int32_t count);
+
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return *weights_; }
   const Branches* branches() const { return branches_.get(); }
   KvDType kv_dtype() const { return kv_dtype_; }
+  const ModelLimits& limits() const { return limits_; }
 
  private:
   HybridModel() = default;
+  // Makes everything but the residual stream ready for the layers of a batch.
+  void Begin(const StepBatch& batch, std::byte* arena_base);
+  absl::StatusOr<float*> LogitsOfPicked(int32_t count);
   void Embed(const StepBatch& batch);
   void FillRope(const StepBatch& batch);
   absl::Status Layer(const StepBatch& batch, int32_t layer);

@@ -115,7 +115,8 @@ absl::Status PlanRegistry::Remove(std::string_view id) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<uint64_t> PlanRegistry::Point(PlanPointer pointer, std::string_view id) {
+absl::StatusOr<uint64_t> PlanRegistry::Point(PlanPointer pointer, std::string_view id,
+                                             double share) {
   MutexLock lock(&mutex_);
   PlanEntry* entry = FindEntry(id);
   if (entry == nullptr) {
@@ -128,9 +129,31 @@ absl::StatusOr<uint64_t> PlanRegistry::Point(PlanPointer pointer, std::string_vi
   ++version_;
   entry->last_epoch = ++epoch_;
   std::vector<PlanVisit>& history = history_[static_cast<size_t>(pointer)];
+  if (pointer == PlanPointer::kActive) {
+    trial_ = share < 1 ? Trial{.share = share, .before = history.back().plan} : Trial{};
+  }
   history.push_back({.plan = entry->plan, .epoch = epoch_});
   if (static_cast<int32_t>(history.size()) > history_max_) history.erase(history.begin());
   return epoch_;
+}
+
+void PlanRegistry::EndTrial() {
+  MutexLock lock(&mutex_);
+  trial_ = {};
+  ++version_;
+}
+
+std::shared_ptr<const LayerPlan> PlanRegistry::PlanFor(std::string_view request_id) const {
+  MutexLock lock(&mutex_);
+  const auto& active = history_[static_cast<size_t>(PlanPointer::kActive)].back().plan;
+  if (trial_.before == nullptr) return active;
+  // FNV-1a, finished so that ids that differ in their last digit spread too.
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (const char c : request_id) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3ull;
+  hash = (hash ^ (hash >> 33)) * 0xff51afd7ed558ccdull;
+  hash ^= hash >> 33;
+  const double drawn = static_cast<double>(hash >> 11) * 0x1p-53;
+  return drawn < trial_.share ? active : trial_.before;
 }
 
 absl::Status PlanRegistry::MarkReady(std::string_view id) {
@@ -168,6 +191,8 @@ absl::Status PlanRegistry::Withdraw(std::string_view id, std::string why) {
   }
   entry->state = PlanState::kWithdrawn;
   entry->withdrawn_why = std::move(why);
+  const bool active_moves = back[static_cast<size_t>(PlanPointer::kActive)] != nullptr;
+  if (active_moves || (trial_.before != nullptr && trial_.before->id() == id)) trial_ = {};
   for (size_t p = 0; p < history_.size(); ++p) {
     if (back[p] == nullptr) continue;
     const PlanVisit visit{.plan = back[p]->plan, .epoch = ++epoch_};

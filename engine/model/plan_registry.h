@@ -64,8 +64,15 @@ class PlanRegistry {
   // Takes a plan that no pointer names out of the table. NOT_FOUND, FAILED_PRECONDITION.
   absl::Status Remove(std::string_view id);
 
-  // Moves a pointer; the new epoch. NOT_FOUND, FAILED_PRECONDITION (withdrawn).
-  absl::StatusOr<uint64_t> Point(PlanPointer pointer, std::string_view id);
+  // Moves a pointer; the new epoch. NOT_FOUND, FAILED_PRECONDITION (withdrawn). A `share` below 1
+  // puts a new active plan on trial: that share of the requests takes it, the others go on with
+  // what was active before, until EndTrial or the next move of the pointer.
+  absl::StatusOr<uint64_t> Point(PlanPointer pointer, std::string_view id, double share = 1);
+  // From now on every request takes the active plan.
+  void EndTrial();
+  // The plan of a request that names none: the active one or, while that is on trial, the one
+  // before it. A request id always gives the same answer.
+  std::shared_ptr<const LayerPlan> PlanFor(std::string_view request_id) const;
   // Cold to ready: a canary has passed.
   absl::Status MarkReady(std::string_view id);
   // Bars a plan from new use; pointers that name it go back to what they named before. FAILED_
@@ -80,11 +87,17 @@ class PlanRegistry {
   // A pointer names it, or its history does.
   bool Named(const LayerPlan& plan) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  struct Trial {
+    double share = 1;
+    std::shared_ptr<const LayerPlan> before;  // Null: no trial.
+  };
+
   const int32_t table_max_;
   const int32_t history_max_;
   mutable Mutex mutex_;
   std::vector<PlanEntry> plans_ ABSL_GUARDED_BY(mutex_);
   std::array<std::vector<PlanVisit>, kPlanPointers> history_ ABSL_GUARDED_BY(mutex_);
+  Trial trial_ ABSL_GUARDED_BY(mutex_);
   uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t version_ ABSL_GUARDED_BY(mutex_) = 1;
 };

@@ -21,6 +21,7 @@ class CpuRunner final : public ModelRunner {
   absl::Status Run(const StepBatch& batch, StepResult* result) override;
 
   const HybridModel& model() const { return *model_; }
+  HybridModel* mutable_model() { return model_.get(); }
 
  private:
   void SampleBlock(const StepBatch& batch, size_t first, size_t count, float* logits,

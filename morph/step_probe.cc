@@ -1,0 +1,77 @@
+#include "morph/step_probe.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/base/status_macros.h"
+
+namespace morphserve {
+
+StepProbe::StepProbe(std::shared_ptr<const LayerPlan> plan, std::vector<Step> steps,
+                     UnitBytes bytes)
+    : plan_(std::move(plan)), steps_(std::move(steps)), bytes_(bytes) {}
+
+StepBatch StepProbe::MakeBatch(const Lab& lab, const Step& step) const {
+  StepBatch batch;
+  for (int32_t r = 0; r < step.rows; ++r) {
+    batch.tokens.push_back((r * 7919 + 13) % lab.model->config().vocab);
+  }
+  const int32_t sequences = step.prefill ? 1 : step.rows;
+  for (int32_t s = 0; s < sequences; ++s) {
+    batch.segments.push_back({.row_begin = s,
+                              .row_count = step.prefill ? step.rows : 1,
+                              .position = step.context,
+                              .caches = units_.caches(s),
+                              .plan = plan_.get()});
+  }
+  return batch;
+}
+
+void StepProbe::EndRepeat() {
+  const Step& step = steps_[ms_.size()];
+  repeats_.push_back(pass_.busy_ms());
+  in_pass_ = false;
+  if (static_cast<int32_t>(repeats_.size()) <= step.repeats) return;
+  std::vector<double> counted(repeats_.begin() + 1, repeats_.end());
+  std::sort(counted.begin(), counted.end());
+  ms_.push_back(counted[(counted.size() - 1) / 2]);
+  repeats_.clear();
+}
+
+absl::StatusOr<bool> StepProbe::Piece(Lab& lab, absl::Time until) {
+  if (ms_.size() == steps_.size()) return false;
+  if (!taken_) {
+    int32_t sequences = 1;
+    int32_t length = 1;
+    for (const Step& step : steps_) {
+      if (!step.prefill) sequences = std::max(sequences, step.rows);
+      length = std::max(length, step.context + (step.prefill ? step.rows : 1));
+    }
+    MS_RETURN_IF_ERROR(units_.Take(lab, *plan_, sequences, length));
+    taken_ = true;
+    return true;
+  }
+  if (!filled_) {
+    filled_ = !units_.Fill(lab, bytes_.page, bytes_.slot);
+    return true;
+  }
+  if (!in_pass_) {
+    pass_.Begin(lab, MakeBatch(lab, steps_[ms_.size()]));
+    in_pass_ = true;
+    layers_done_ = false;
+  }
+  if (!layers_done_) {
+    MS_ASSIGN_OR_RETURN(const bool more, pass_.Layers(lab, until));
+    layers_done_ = !more;
+    if (more) return true;
+  }
+  // A prefill chunk gives logits of one row at most: not counted.
+  if (!steps_[ms_.size()].prefill) {
+    MS_ASSIGN_OR_RETURN(const LabPass::Block block, pass_.Logits(lab));
+    if (block.count > 0) return true;
+  }
+  EndRepeat();
+  return ms_.size() < steps_.size();
+}
+
+}  // namespace morphserve

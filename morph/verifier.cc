@@ -1,0 +1,37 @@
+#include "morph/verifier.h"
+
+#include "absl/strings/str_format.h"
+#include "engine/engine.h"
+#include "morph/reasons.h"
+
+namespace morphserve {
+
+absl::Status JudgeCanary(const VerifyReport& report, const CanaryBounds& bounds,
+                         std::optional<double> tpot_ms) {
+  const auto failed = [](const std::string& text, const char* reason) {
+    return WithReason(absl::FailedPreconditionError(text), reason);
+  };
+  if (!report.finite) {
+    return failed("the plan gave a number that is not finite", reason::kCanaryFailed);
+  }
+  // Negated, so that a NaN fails.
+  if (report.positions > 0 && !(report.kl <= bounds.kl_max)) {
+    return failed(absl::StrFormat("divergence from the all-full plan is %.4f; limit is %.4f",
+                                  report.kl, bounds.kl_max),
+                  reason::kCanaryFailed);
+  }
+  if (report.positions > 0 && !(report.agreement >= bounds.agreement_min)) {
+    return failed(absl::StrFormat("agreement with the all-full plan is %.3f; must be %.3f",
+                                  report.agreement, bounds.agreement_min),
+                  reason::kCanaryFailed);
+  }
+  if (tpot_ms.has_value() && report.step_ms.has_value() &&
+      !(*report.step_ms <= *tpot_ms * (1 + bounds.latency_slack))) {
+    return failed(absl::StrFormat("a step takes %.3g ms; the target is %.3g ms", *report.step_ms,
+                                  *tpot_ms),
+                  reason::kTargetMissed);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace morphserve
