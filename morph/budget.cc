@@ -29,6 +29,8 @@ absl::Status FieldFault(const char* field, const std::string& problem) {
                     reason::kFieldInvalid);
 }
 
+}  // namespace
+
 absl::Status CheckTarget(const Target& target, int32_t layers) {
   const auto positive = [](const std::optional<double>& value) {
     return !value.has_value() || (std::isfinite(*value) && *value > 0);
@@ -55,6 +57,8 @@ absl::Status CheckTarget(const Target& target, int32_t layers) {
   if (load.prompt < 1) return FieldFault("workload.prompt_tokens", "must be at least 1");
   return absl::OkStatus();
 }
+
+namespace {
 
 // One goal: what a budget gives, and what was asked.
 struct Goal {

@@ -41,7 +41,10 @@ Estimate PredictPlan(const BudgetInputs& inputs, int32_t full_layers, const Load
 // True when the latency goals of the target need measured costs.
 bool NeedsCosts(const Target& target);
 
-// INVALID_ARGUMENT: no goal, or one out of range. FAILED_PRECONDITION: TARGET_UNREACHABLE with the
+// INVALID_ARGUMENT / FIELD_INVALID: no goal, or one out of range.
+absl::Status CheckTarget(const Target& target, int32_t layers);
+
+// INVALID_ARGUMENT as CheckTarget. FAILED_PRECONDITION: TARGET_UNREACHABLE with the
 // least that can be reached and a load at which the target would hold, QUALITY_BELOW_MIN. With
 // `budget_max` only so many full layers may stay (to try again below a plan that disappointed).
 absl::StatusOr<BudgetChoice> ChooseBudget(const Target& target, const BudgetInputs& inputs,

@@ -14,15 +14,14 @@ namespace {
 
 absl::StatusOr<CostKey> KeyOf(const Engine& engine, const std::string& version) {
   const EngineInfo& info = engine.info();
-  MS_ASSIGN_OR_RETURN(
-      const auto full,
-      engine.MakePlan(std::vector<LayerKind>(static_cast<size_t>(info.layers), LayerKind::kFull)));
-  return CostKey{.plan_id = full->id(),
-                 .device = info.device_name,
-                 .version = version,
-                 .shape = absl::StrFormat("context %d, arena %d, weights %s, cache %s",
-                                          info.context_tokens, info.memory.arena_bytes,
-                                          info.weight_dtype, info.kv_dtype)};
+  MS_ASSIGN_OR_RETURN(const auto full, engine.MakePlan(std::vector<LayerKind>(
+                                           static_cast<size_t>(info.layers), LayerKind::kFull)));
+  return CostKey{
+      .plan_id = full->id(),
+      .device = info.device_name,
+      .version = version,
+      .shape = absl::StrFormat("context %d, arena %d, weights %s, cache %s", info.context_tokens,
+                               info.memory.arena_bytes, info.weight_dtype, info.kv_dtype)};
 }
 
 }  // namespace
@@ -63,7 +62,9 @@ absl::StatusOr<std::shared_ptr<const CostModel>> CostKeeper::Get(bool refresh,
   if (cache_path_.empty()) return model;
   const auto key = KeyOf(*engine_, version_);
   const absl::Status saved = key.ok() ? SaveCosts(cache_path_, *key, *model) : key.status();
-  if (!saved.ok()) MS_LOG(WARNING) << saved.message();
+  if (!saved.ok()) {
+    MS_LOG(WARNING) << saved.message();
+  }
   return model;
 }
 

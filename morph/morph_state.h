@@ -35,24 +35,24 @@ constexpr bool IsFinal(MorphPhase phase) {
   return phase == MorphPhase::kApplied || phase == MorphPhase::kRolledBack ||
          phase == MorphPhase::kFailed;
 }
-constexpr bool IsBeforeSwitch(MorphPhase phase) {
-  return phase == MorphPhase::kSelecting || phase == MorphPhase::kPreparing ||
-         phase == MorphPhase::kCanary;
-}
 
-// A phase may report more than once. From kWatching a morph that missed its target may prepare a
-// plan with fewer full layers; it stays switched meanwhile, and its failure rolls back.
+// A phase may report more than once. From kCanary and kWatching a morph that missed its target may
+// prepare a plan with fewer full layers; one that has switched stays so meanwhile, and ends rolled
+// back (or, when nothing may roll back by itself, applied), never failed.
 constexpr bool MayFollow(MorphPhase from, MorphPhase to) {
   if (from == to) return !IsFinal(from);
   switch (from) {
     case MorphPhase::kSelecting: return to == MorphPhase::kPreparing || to == MorphPhase::kFailed;
     case MorphPhase::kPreparing:
-      return to == MorphPhase::kCanary || to == MorphPhase::kFailed ||
-             to == MorphPhase::kApplied || to == MorphPhase::kRolledBack;
-    case MorphPhase::kCanary:
-      return to == MorphPhase::kSwitched || to == MorphPhase::kFailed ||
+      return to == MorphPhase::kCanary || to == MorphPhase::kFailed || to == MorphPhase::kApplied ||
              to == MorphPhase::kRolledBack;
-    case MorphPhase::kSwitched: return to == MorphPhase::kWatching;
+    case MorphPhase::kCanary:
+      return to == MorphPhase::kSwitched || to == MorphPhase::kPreparing ||
+             to == MorphPhase::kFailed || to == MorphPhase::kApplied ||
+             to == MorphPhase::kRolledBack;
+    case MorphPhase::kSwitched:
+      return to == MorphPhase::kWatching || to == MorphPhase::kApplied ||
+             to == MorphPhase::kRolledBack;
     case MorphPhase::kWatching:
       return to == MorphPhase::kApplied || to == MorphPhase::kRolledBack ||
              to == MorphPhase::kPreparing;

@@ -27,9 +27,9 @@ absl::Status JudgeCanary(const VerifyReport& report, const CanaryBounds& bounds,
   }
   if (tpot_ms.has_value() && report.step_ms.has_value() &&
       !(*report.step_ms <= *tpot_ms * (1 + bounds.latency_slack))) {
-    return failed(absl::StrFormat("a step takes %.3g ms; the target is %.3g ms", *report.step_ms,
-                                  *tpot_ms),
-                  reason::kTargetMissed);
+    return failed(
+        absl::StrFormat("a step takes %.3g ms; the target is %.3g ms", *report.step_ms, *tpot_ms),
+        reason::kTargetMissed);
   }
   return absl::OkStatus();
 }

@@ -37,10 +37,10 @@ struct VerifyRequest {
 
 struct VerifyReport {
   bool finite = true;
-  int32_t positions = 0;  // Compared; 0: none, and the next three say nothing.
-  double kl = 0;          // Mean, in nats, of the all-full plan from this one.
-  double quality = 0;     // Perplexity of the all-full plan over that of this one.
-  double agreement = 0;   // Share of positions with the same most likely token.
+  int32_t positions = 0;          // Compared; 0: none, and the next three say nothing.
+  double kl = 0;                  // Mean, in nats, of the all-full plan from this one.
+  double quality = 0;             // Perplexity of the all-full plan over that of this one.
+  double agreement = 0;           // Share of positions with the same most likely token.
   std::optional<double> step_ms;  // At the load that was asked.
   int32_t measured_running = 0;   // Sequences that it was really measured with.
 };

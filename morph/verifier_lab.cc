@@ -30,9 +30,8 @@ using TakeRow = std::function<void(size_t position, const float* logits)>;
 // Runs prompts under a plan and hands over the logits of every position that predicts a token.
 class PromptTask final : public LabTask {
  public:
-  PromptTask(std::shared_ptr<const LayerPlan> plan,
-             std::span<const std::vector<int32_t>> prompts, TakeRow take,
-             std::function<void(double)> progress)
+  PromptTask(std::shared_ptr<const LayerPlan> plan, std::span<const std::vector<int32_t>> prompts,
+             TakeRow take, std::function<void(double)> progress)
       : plan_(std::move(plan)),
         prompts_(prompts),
         take_(std::move(take)),

@@ -32,6 +32,10 @@ class WaitingSink final : public TokenSink {
     MutexLock lock(&mutex_);
     while (!ended_) changed_.Wait(&mutex_);
   }
+  bool ended() {
+    MutexLock lock(&mutex_);
+    return ended_;
+  }
   void WaitForTokens(int32_t count) {
     MutexLock lock(&mutex_);
     while (token_events_ < count && !ended_) changed_.Wait(&mutex_);

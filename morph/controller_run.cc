@@ -1,0 +1,380 @@
+// The worker of MorphController: a morph from its first phase to its last.
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_format.h"
+#include "engine/base/check.h"
+#include "engine/base/log.h"
+#include "engine/base/status_macros.h"
+#include "engine/reasons.h"
+#include "morph/controller.h"
+#include "morph/reasons.h"
+
+namespace morphserve {
+namespace {
+
+const char* PointerName(PlanPointer pointer) {
+  switch (pointer) {
+    case PlanPointer::kActive: return "active";
+    case PlanPointer::kFastest: return "fastest";
+    case PlanPointer::kBalanced: return "balanced";
+    case PlanPointer::kHighest: return "highest";
+  }
+  return "";
+}
+
+}  // namespace
+
+struct MorphController::Attempt {
+  std::shared_ptr<const CostModel> costs;
+  std::optional<Selection> selection;  // Of RESELECT; made once a morph.
+  PlanChoice choice;
+  bool already_named = false;  // The pointer names the plan: nothing is to be done.
+  bool registered = false;     // By this attempt; taken out again when it fails.
+};
+
+void MorphController::Work() {
+  while (true) {
+    {
+      MutexLock lock(&mutex_);
+      while (tasks_.empty() && !ending_) changed_.Wait(&mutex_);
+      if (tasks_.empty()) return;
+    }
+    RunTasks();
+  }
+}
+
+void MorphController::RunTasks() {
+  std::deque<Task> tasks;
+  {
+    MutexLock lock(&mutex_);
+    tasks.swap(tasks_);
+  }
+  for (Task& task : tasks) task();
+}
+
+PlanStatus MorphController::StatusOf(const LayerPlan& plan) const {
+  for (PlanStatus& status : engine_->PlanStatuses()) {
+    if (status.entry.plan->id() == plan.id()) return std::move(status);
+  }
+  return {};
+}
+
+// Listeners hear everything; of each phase of an attempt the history keeps the first and the last
+// event.
+void MorphController::Tell(Morph* morph, MorphPhase phase, double fraction, std::string message,
+                           std::string reason) {
+  MorphEvent& event = morph->last;
+  MS_CHECK(event.sequence == 0 || MayFollow(event.phase, phase));
+  ++event.sequence;
+  event.phase = phase;
+  event.fraction = fraction;
+  event.message = std::move(message);
+  event.reason = std::move(reason);
+  event.at = clock_->Now();
+  for (const PlanStatus& status : engine_->PlanStatuses()) {
+    const std::string& id = status.entry.plan->id();
+    if (event.from.plan != nullptr && id == event.from.plan->id()) {
+      event.running_on_from = status.running;
+    }
+    if (event.to.plan != nullptr && id == event.to.plan->id()) event.running_on_to = status.running;
+  }
+  std::vector<MorphEvent>& events = morph->events;
+  const bool third = events.size() >= 2 && events[events.size() - 1].phase == phase &&
+                     events[events.size() - 2].phase == phase;
+  if (third) events.pop_back();
+  events.push_back(event);
+  for (const Subscription& subscription : listeners_) {
+    if (subscription.morph_id.empty() || subscription.morph_id == morph->id) {
+      subscription.listener(event);
+    }
+  }
+}
+
+void MorphController::TellNow(Morph* morph, MorphPhase phase, double fraction,
+                              std::string message) {
+  MutexLock lock(&mutex_);
+  Tell(morph, phase, fraction, std::move(message));
+}
+
+std::function<void(double)> MorphController::ProgressOf(Morph* morph, MorphPhase phase,
+                                                        std::string message) {
+  return [this, morph, phase, message = std::move(message)](double fraction) {
+    constexpr double kStep = 0.05;
+    MutexLock lock(&mutex_);
+    if (fraction < morph->last.fraction + kStep) return;
+    Tell(morph, phase, fraction, message);
+  };
+}
+
+absl::Status MorphController::Select(Morph* morph, std::optional<int32_t> budget_max,
+                                     Attempt* attempt) {
+  const MorphSpec& spec = morph->order.spec;
+  const bool again = budget_max.has_value();
+  const MorphPhase phase = again ? MorphPhase::kPreparing : MorphPhase::kSelecting;
+  attempt->costs = costs_->Known();
+  if (spec.target.has_value() && NeedsCosts(*spec.target) && attempt->costs == nullptr) {
+    TellNow(morph, phase, 0, "measuring what steps cost on this machine");
+    MS_ASSIGN_OR_RETURN(attempt->costs, costs_->Get(/*refresh=*/false, &morph->cancel));
+  }
+  if (spec.target.has_value() && spec.target->mode == SelectMode::kReselect &&
+      !attempt->selection.has_value()) {
+    TellNow(morph, phase, 0, "selecting layers");
+    MS_ASSIGN_OR_RETURN(Selection selection,
+                        selector_->Select(spec.target->selector, &morph->cancel,
+                                          ProgressOf(morph, phase, "selecting layers")));
+    attempt->selection = std::move(selection);
+  }
+  MS_ASSIGN_OR_RETURN(
+      attempt->choice,
+      ChoosePlan(engine_, spec, attempt->costs.get(),
+                 attempt->selection.has_value() ? &*attempt->selection : nullptr, budget_max));
+  MutexLock lock(&mutex_);
+  morph->last.to = {.plan = attempt->choice.plan, .epoch = 0};
+  morph->last.predicted = attempt->choice.predicted;
+  morph->last.measured.reset();
+  Tell(morph, phase, 1, attempt->choice.why);
+  return absl::OkStatus();
+}
+
+absl::Status MorphController::Prepare(Morph* morph, Attempt* attempt) {
+  PlanRegistry& plans = engine_->plans();
+  const LayerPlan& plan = *attempt->choice.plan;
+  const bool known = plans.Find(plan.id()).ok();
+  if (engine_->MemoryOf(plan).sequences_max < 1) {
+    return WithReason(
+        absl::ResourceExhaustedError("not one sequence of the context limit fits under the plan"),
+        reason::kPlanMemory);
+  }
+  const auto registered =
+      plans.Register(attempt->choice.plan, attempt->choice.label, attempt->choice.origin);
+  if (!registered.ok()) return WithReason(registered.status(), reason::kPlanTableFull);
+  // It may have been withdrawn before.
+  if (const absl::Status usable = plans.Find(plan.id()).status(); !usable.ok()) {
+    return WithReason(usable, reason::kPlanWithdrawn);
+  }
+  attempt->registered = !known;
+  attempt->already_named = Named(morph->order.pointer).plan->id() == plan.id();
+  TellNow(morph, MorphPhase::kPreparing, 1,
+          attempt->already_named ? "the pointer names this plan already" : "registered");
+  return absl::OkStatus();
+}
+
+absl::Status MorphController::Verify(Morph* morph, Attempt* attempt) {
+  const MorphOrder& order = morph->order;
+  if (order.canary.prompts == 0) {
+    TellNow(morph, MorphPhase::kCanary, 1, "skipped, as asked");
+    return absl::OkStatus();
+  }
+  TellNow(morph, MorphPhase::kCanary, 0, "probe prompts on both plans");
+  VerifyRequest request{.plan = attempt->choice.plan,
+                        .prompts = order.canary.prompts,
+                        .load = LoadOf(*engine_, order.spec),
+                        .costs = attempt->costs.get()};
+  MS_ASSIGN_OR_RETURN(
+      const VerifyReport report,
+      verifier_->Verify(request, &morph->cancel, clock_->Now() + options_.canary_max,
+                        ProgressOf(morph, MorphPhase::kCanary, "probe prompts on both plans")));
+  Estimate measured;
+  measured.at = *request.load;
+  measured.tpot_ms = report.step_ms;
+  if (report.positions > 0) {
+    measured.quality = report.quality;
+    measured.quality_measured = true;
+    measured.kl = report.kl;
+    measured.agreement = report.agreement;
+  }
+  {
+    MutexLock lock(&mutex_);
+    morph->last.measured = measured;
+    Tell(morph, MorphPhase::kCanary, 1,
+         absl::StrFormat("divergence %.4f, agreement %.3f, a step takes %.3g ms", report.kl,
+                         report.agreement, report.step_ms.value_or(0)));
+  }
+  return JudgeCanary(report, order.canary,
+                     order.spec.target.has_value() ? order.spec.target->tpot_ms : std::nullopt);
+}
+
+// The one place where a morph changes what serves. Under the lock, so that a roll-back comes either
+// before it and cancels, or after it and undoes.
+absl::Status MorphController::Switch(Morph* morph, Attempt* attempt) {
+  MutexLock lock(&mutex_);
+  PlanRegistry& plans = engine_->plans();
+  const PlanPointer pointer = morph->order.pointer;
+  if (morph->cancel) return absl::CancelledError("cancelled");
+  const PlanVisit named = Named(pointer);
+  if (!morph->switched && named.epoch != morph->before.epoch) {
+    return WithReason(absl::AbortedError("the pointer was moved meanwhile"), reason::kPlanChanged);
+  }
+  // A second attempt on trial shares the requests with the plan of the start, not with the first.
+  if (morph->switched && morph->order.traffic < 1) {
+    MS_RETURN_IF_ERROR(plans.Point(pointer, morph->before.plan->id()).status());
+  }
+  if (morph->order.canary.prompts > 0) {
+    MS_RETURN_IF_ERROR(plans.MarkReady(attempt->choice.plan->id()));
+  }
+  MS_ASSIGN_OR_RETURN(const uint64_t epoch,
+                      plans.Point(pointer, attempt->choice.plan->id(), morph->order.traffic));
+  morph->switched = true;
+  attempt->registered = false;
+  morph->last.to.epoch = epoch;
+  MS_LOG(INFO) << "morph " << morph->id << " switched " << PointerName(pointer)
+               << ": plan_id=" << attempt->choice.plan->id() << " epoch=" << epoch
+               << " from=" << named.plan->id();
+  Tell(morph, MorphPhase::kSwitched, 1, "new sequences take the plan");
+  return absl::OkStatus();
+}
+
+absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
+  const MorphOrder& order = morph->order;
+  const absl::Time begin = clock_->Now();
+  const auto plan = attempt->choice.plan;
+  WatchJudge::Options options{.load = LoadOf(*engine_, order.spec),
+                              .slack = order.canary.latency_slack,
+                              .costs = attempt->costs.get()};
+  if (order.spec.target.has_value()) options.tpot_ms = order.spec.target->tpot_ms;
+  WatchJudge judge(options, StatusOf(*plan));
+  TellNow(morph, MorphPhase::kWatching, 0, "watching");
+  absl::Time told = begin;
+  while (true) {
+    {
+      MutexLock lock(&mutex_);
+      if (!morph->cancel && !ending_ && tasks_.empty() && clock_->Now() < begin + order.watch) {
+        changed_.WaitFor(&mutex_, options_.tick);
+      }
+      if (morph->cancel) return absl::CancelledError("rolled back by an operator");
+      if (ending_) return absl::OkStatus();
+    }
+    RunTasks();
+    const absl::Status status = judge.Look(StatusOf(*plan));
+    const absl::Time now = clock_->Now();
+    const double fraction = order.watch > absl::ZeroDuration()
+                                ? std::min(1.0, absl::FDivDuration(now - begin, order.watch))
+                                : 1;
+    if (judge.measured().has_value()) {
+      MutexLock lock(&mutex_);
+      Estimate& measured = morph->last.measured.emplace(morph->last.measured.value_or(Estimate{}));
+      measured.at = {.running = static_cast<int32_t>(judge.measured()->running + 0.5),
+                     .context = static_cast<int32_t>(judge.measured()->context),
+                     .prompt = options.load.prompt};
+      measured.tpot_ms = judge.measured()->step_ms;
+    }
+    if (!status.ok()) return status;
+    if (now >= begin + order.watch) return absl::OkStatus();
+    if (now - told < absl::Seconds(1)) continue;
+    told = now;
+    TellNow(morph, MorphPhase::kWatching, fraction, "watching");
+  }
+}
+
+absl::Status MorphController::Carry(Morph* morph) {
+  Attempt attempt;
+  std::optional<int32_t> budget_max;
+  TellNow(morph, MorphPhase::kSelecting, 0, "from the spec to a plan");
+  for (int32_t tries = 1;; ++tries) {
+    const auto run = [&]() -> absl::Status {
+      // A trace that a failure must not leave; a plan that a request uses lives on with it.
+      const absl::Cleanup take_out = [&] {
+        if (!attempt.registered) return;
+        engine_->plans().Remove(attempt.choice.plan->id()).IgnoreError();
+        attempt.registered = false;
+      };
+      MS_RETURN_IF_ERROR(Select(morph, budget_max, &attempt));
+      MS_RETURN_IF_ERROR(Prepare(morph, &attempt));
+      if (attempt.already_named) return absl::OkStatus();
+      MS_RETURN_IF_ERROR(Verify(morph, &attempt));
+      MS_RETURN_IF_ERROR(Switch(morph, &attempt));
+      return Watch(morph, &attempt);
+    };
+    const absl::Status status = run();
+    const bool missed = ReasonOf(status) == reason::kTargetMissed;
+    const int32_t k = attempt.choice.plan == nullptr ? 0 : attempt.choice.plan->full_layers();
+    if (!missed || !morph->order.retry_lower || tries >= options_.attempts_max || k == 0) {
+      return status;
+    }
+    budget_max = k - 1;
+    MutexLock lock(&mutex_);
+    Tell(morph, morph->last.phase, 1,
+         absl::StrFormat("%s; trying fewer full layers", std::string(status.message())));
+  }
+}
+
+void MorphController::GoBack(Morph* morph) {
+  PlanRegistry& plans = engine_->plans();
+  const PlanPointer pointer = morph->order.pointer;
+  if (Named(pointer).plan->id() == morph->before.plan->id()) {
+    if (pointer == PlanPointer::kActive) plans.EndTrial();
+    return;  // Withdrawing the plan has led there already.
+  }
+  const auto epoch = plans.Point(pointer, morph->before.plan->id());
+  if (!epoch.ok()) {
+    MS_LOG(ERROR) << "morph " << morph->id << " cannot go back: " << epoch.status().message();
+    return;
+  }
+  morph->last.from.epoch = *epoch;
+}
+
+void MorphController::Conclude(Morph* morph, const absl::Status& status) {
+  std::function<void(absl::StatusOr<RollbackResult>)> rolled_back;
+  RollbackResult result;
+  {
+    MutexLock lock(&mutex_);
+    const std::string text(status.message());
+    std::string why = ReasonOf(status);
+    const bool asked = morph->rollback.has_value();
+    if (asked) why = reason::kRolledBack;
+    if (ending_ && absl::IsCancelled(status)) why = reason::kDraining;
+    if (why.empty() && !status.ok()) {
+      why = absl::IsCancelled(status) ? reason::kCancelled : reason::kWorkerFault;
+    }
+    result = {.from = Named(morph->order.pointer), .to = morph->before};
+    if (status.ok() && !asked) {
+      if (morph->switched && morph->order.pointer == PlanPointer::kActive) {
+        engine_->plans().EndTrial();
+      }
+      Tell(morph, MorphPhase::kApplied, 1, ending_ ? "the server drains" : "applied");
+    } else if (!morph->switched) {
+      Tell(morph, MorphPhase::kFailed, 1, text, asked ? std::string(reason::kCancelled) : why);
+    } else if (asked || morph->order.auto_rollback) {
+      GoBack(morph);
+      result.to = Named(morph->order.pointer);
+      if (asked && morph->rollback->withdraw && morph->last.to.plan != nullptr) {
+        engine_->plans()
+            .Withdraw(morph->last.to.plan->id(), "withdrawn by an operator")
+            .IgnoreError();
+      }
+      Tell(morph, MorphPhase::kRolledBack, 1, asked ? "rolled back by an operator" : text, why);
+    } else {
+      if (morph->order.pointer == PlanPointer::kActive) engine_->plans().EndTrial();
+      Tell(morph, MorphPhase::kApplied, 1, text, why);
+    }
+    MS_LOG(INFO) << "morph " << morph->id << " " << PhaseName(morph->last.phase)
+                 << (why.empty() ? "" : " reason=" + why) << ": " << morph->last.message;
+    morph->ended = clock_->Now();
+    running_ = nullptr;
+    rolled_back = std::move(morph->rolled_back);
+  }
+  if (rolled_back) rolled_back(result);
+}
+
+void MorphController::RunMorph(Morph* morph) {
+  absl::Status status;
+  // The worker's last line: whatever a selector, a verifier or the library throws ends this morph
+  // and nothing else.
+  try {
+    status = Carry(morph);
+  } catch (const std::exception& error) {
+    status = WithReason(absl::InternalError(error.what()), reason::kWorkerFault);
+  } catch (...) {
+    status = WithReason(absl::InternalError("the worker failed"), reason::kWorkerFault);
+  }
+  const LoadPoint load = LoadOf(*engine_, morph->order.spec);
+  Conclude(morph, status);
+  // Not in a morph that failed, which changes nothing.
+  const std::shared_ptr<const CostModel> costs = costs_->Known();
+  if (status.ok() && costs != nullptr) PointTiers(engine_, *costs, load, options_.quality_floor);
+}
+
+}  // namespace morphserve

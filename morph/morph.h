@@ -1,0 +1,82 @@
+// Morphing, as the server sees it: what can be asked, and what is told while it happens. Values
+// only; MorphController (controller.h) does the work. A morph takes a spec to a plan, prepares and
+// verifies it, moves a pointer to it between two steps, and watches it; before the move everything
+// can be given up without a trace, after it one move leads back.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "engine/model/plan_registry.h"
+#include "morph/morph_state.h"
+#include "morph/target.h"
+#include "morph/verifier.h"
+
+namespace morphserve {
+
+// Exactly one of the three.
+struct MorphSpec {
+  std::string plan_id;  // Whole, or a unique prefix.
+  std::vector<LayerKind> kinds;
+  std::optional<Target> target;
+};
+
+struct MorphOrder {
+  std::string key;   // The same key attaches again; needed.
+  std::string body;  // Says whether two orders of one key ask the same.
+  MorphSpec spec;
+  std::optional<std::string> expected_plan;  // Of the pointer.
+  PlanPointer pointer = PlanPointer::kActive;
+  CanaryBounds canary;
+  absl::Duration watch;       // Zero: applied at once.
+  bool auto_rollback = true;  // Else a plan that disappoints stays, and the events say so.
+  double traffic = 1;         // Share of the requests that take the plan until it is applied.
+  bool retry_lower = false;   // A missed target tries fewer full layers before it rolls back.
+};
+
+// One message about a morph. What is not known yet is absent (plans: null).
+struct MorphEvent {
+  std::string morph_id;
+  uint32_t sequence = 0;  // Of this morph, from 1.
+  MorphPhase phase = MorphPhase::kSelecting;
+  double fraction = 0;  // Of the phase.
+  std::string message;
+  PlanVisit from;
+  PlanVisit to;
+  absl::Time at;
+  std::optional<Estimate> predicted;
+  std::optional<Estimate> measured;
+  int32_t running_on_from = 0;
+  int32_t running_on_to = 0;
+  std::string reason;  // Of an outcome that is not APPLIED, or of a warning.
+};
+
+struct RollbackOrder {
+  PlanPointer pointer = PlanPointer::kActive;
+  std::optional<std::string> to_plan;        // Absent: what the pointer named before.
+  std::optional<std::string> expected_plan;  // Of the pointer.
+  bool withdraw = false;                     // Bar the plan that is left from new use.
+};
+struct RollbackResult {
+  PlanVisit from;
+  PlanVisit to;
+};
+
+// A dry run.
+struct Proposals {
+  bool feasible = false;
+  struct Entry {
+    std::shared_ptr<const LayerPlan> plan;
+    Estimate predicted;
+  };
+  std::vector<Entry> entries;  // Best first.
+  std::optional<Estimate> floor;
+  std::string why;
+};
+
+}  // namespace morphserve
