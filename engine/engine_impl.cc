@@ -175,6 +175,7 @@ bool EngineImpl::RunLabSlice(bool served) {
     MutexLock lock(&mutex_);
     lab_jobs_.pop_front();
   }
+  Publish(/*worked=*/false);  // Who waited sees what the work has given back.
   job->done.set_value(true);
   return true;
 }

@@ -15,6 +15,7 @@
 #include "engine/base/log.h"
 #include "engine/base/text_view.h"
 #include "engine/engine.h"
+#include "morph/reasons.h"
 
 namespace morphserve {
 namespace {
@@ -50,10 +51,12 @@ struct RetryRule {
   std::string_view reason;
   int64_t after_ms;
 };
-constexpr std::array<RetryRule, 6> kRetryRules = {{
+constexpr std::array<RetryRule, 8> kRetryRules = {{
     {reason::kQueueFull, 1000},
     {reason::kPlansLiveMax, 1000},
     {reason::kAdminAbort, 1000},
+    {reason::kPlanMemory, 1000},
+    {reason::kMorphRunning, 1000},
     {reason::kStarting, 1000},
     {reason::kDraining, 1000},
     {reason::kNonFinite, 100},

@@ -7,15 +7,18 @@
 // Messages and details are bounded, so that they fit a client's header limit, and hold no path and
 // no text of a prompt.
 //
-//   INVALID_ARGUMENT     FIELD_INVALID, CONTEXT_TOO_LONG, NEVER_FITS, TEMPLATE_FAILED
+//   INVALID_ARGUMENT     FIELD_INVALID, CONTEXT_TOO_LONG, NEVER_FITS, TEMPLATE_FAILED,
+//                        KEY_REUSED
 //   NOT_FOUND            MODEL_NOT_FOUND, PLAN_NOT_FOUND
 //   ALREADY_EXISTS       REQUEST_ID_IN_USE
-//   FAILED_PRECONDITION  NO_CHAT_TEMPLATE, NO_TOKENIZER, NOT_MORPHABLE, PLAN_WITHDRAWN
+//   FAILED_PRECONDITION  NO_CHAT_TEMPLATE, NO_TOKENIZER, NOT_MORPHABLE, PLAN_WITHDRAWN,
+//                        TARGET_UNREACHABLE, QUALITY_BELOW_MIN, NOTHING_TO_ROLL_BACK
 //   UNIMPLEMENTED        FEATURE_UNAVAILABLE (metadata: field)
-//   RESOURCE_EXHAUSTED   QUEUE_FULL, PLANS_LIVE_MAX (both retry), SLOW_READER, RESPONSE_TOO_LARGE
+//   RESOURCE_EXHAUSTED   QUEUE_FULL, PLANS_LIVE_MAX, PLAN_MEMORY (all retry), SLOW_READER,
+//                        RESPONSE_TOO_LARGE
 //   DEADLINE_EXCEEDED    DEADLINE_UNREACHABLE (metadata: needed_ms, left_ms, basis),
 //                        DEADLINE_PASSED (metadata: phase, completion_tokens once admitted)
-//   ABORTED              ADMIN_ABORT (retry)
+//   ABORTED              ADMIN_ABORT, MORPH_RUNNING (both retry), PLAN_CHANGED, PLAN_ENDED
 //   UNAVAILABLE          STARTING, DRAINING (both retry)
 //   UNAUTHENTICATED      CREDENTIAL
 //   PERMISSION_DENIED    SCOPE_MISSING
@@ -53,6 +56,7 @@ inline constexpr char kFeatureUnavailable[] = "FEATURE_UNAVAILABLE";
 inline constexpr char kSlowReader[] = "SLOW_READER";
 inline constexpr char kResponseTooLarge[] = "RESPONSE_TOO_LARGE";
 inline constexpr char kAdminAbort[] = "ADMIN_ABORT";
+inline constexpr char kPlanEnded[] = "PLAN_ENDED";
 inline constexpr char kStarting[] = "STARTING";
 inline constexpr char kCredential[] = "CREDENTIAL";
 inline constexpr char kScopeMissing[] = "SCOPE_MISSING";

@@ -122,6 +122,14 @@ struct ServerMetrics::Families {
   MS_FAMILY(Gauges, plan_info, "morphserve_plan_info");
   MS_FAMILY(Gauges, plan_epoch, "morphserve_plan_epoch");
   MS_FAMILY(Gauges, plan_running, "morphserve_plan_requests_running");
+  MS_FAMILY(Gauges, predicted_tpot, "morphserve_plan_predicted_tpot_seconds");
+  MS_FAMILY(Gauges, quality_ratio, "morphserve_plan_quality_ratio");
+  MS_FAMILY(Counters, morphs, "morphserve_morphs_total");
+  MS_FAMILY(Counters, rollbacks, "morphserve_plan_rollbacks_total");
+  MS_FAMILY(Gauges, morph_phase, "morphserve_morph_phase");
+  MS_FAMILY(Histograms, morph_duration, "morphserve_morph_duration_seconds");
+  MS_FAMILY(Histograms, morph_switch, "morphserve_morph_switch_seconds");
+  MS_FAMILY(Gauges, cost_error, "morphserve_cost_model_error_ratio");
   MS_FAMILY(Gauges, step_age, "morphserve_engine_step_age_seconds");
   MS_FAMILY(Gauges, token_rate, "morphserve_tokens_per_second");
   MS_FAMILY(Counters, rpc_started, "morphserve_grpc_server_started_total");
@@ -186,6 +194,11 @@ struct ServerMetrics::Families {
       &step_duration.Add({{"kind", "prefill"}}, FineBuckets()),
       &step_duration.Add({{"kind", "mixed"}}, FineBuckets())};
   Histogram& step_plans_all = step_plans.Add({}, PlanBuckets());
+  Gauge& predicted_tpot_now = predicted_tpot.Add({});
+  Gauge& quality_predicted = quality_ratio.Add({{"source", "branches_file"}});
+  Gauge& quality_measured = quality_ratio.Add({{"source", "measured"}});
+  Histogram& morph_switch_all = morph_switch.Add({}, LongBuckets());
+  Gauge& cost_error_step = cost_error.Add({{"what", "step"}});
   Gauge& step_age_now = step_age.Add({});
   Gauge& token_rate_now = token_rate.Add({});
   Counter& write_stalls_all = write_stalls.Add({});

@@ -1,22 +1,28 @@
 // MorphService is morphserve.v1.Morph on listener 8003: the plan table, the active plan, the scores
-// of layers. Every answer is made at once from what is in memory. Changing the active plan belongs
-// to a later release: those methods authorise and parse like the others, then say so. Thread rule:
-// handlers on gRPC's threads. Ownership: outlives the gRPC server it is registered with; what the
-// constructor takes outlives it.
+// of layers, and changing the active plan. Morphs are MorphController's; this turns calls into
+// orders and events into messages. Thread rule: handlers on gRPC's threads, which nothing here
+// blocks. Ownership: outlives the gRPC server it is registered with; what the constructor takes
+// outlives it.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
 #include <morphserve/v1/morph.grpc.pb.h>
 
+#include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/base/clock.h"
+#include "engine/base/mutex.h"
 #include "server/auth.h"
+#include "server/morph_stream.h"
+#include "server/rollback_ledger.h"
 #include "server/server_metrics.h"
 #include "server/serving_state.h"
+#include "server/unary_reactor.h"
 
 namespace morphserve {
 
@@ -25,14 +31,25 @@ using RawMorph = v1::Morph::WithRawCallbackMethod_ListPlans<
     v1::Morph::WithRawCallbackMethod_GetActivePlan<v1::Morph::WithRawCallbackMethod_ProposePlan<
         v1::Morph::WithRawCallbackMethod_Morph<v1::Morph::WithRawCallbackMethod_WatchMorph<
             v1::Morph::WithRawCallbackMethod_RollbackPlan<
-                v1::Morph::WithRawCallbackMethod_GetLayerScores<v1::Morph::Service>>>>>>>;
+                v1::Morph::WithRawCallbackMethod_GetLayerScores<
+                    v1::Morph::WithRawCallbackMethod_GetCosts<v1::Morph::Service>>>>>>>>;
+
+struct MorphDeps {
+  const ServingState* state = nullptr;
+  const Authorizer* authorizer = nullptr;
+  ServerMetrics* metrics = nullptr;  // May be null.
+  const Clock* clock = nullptr;
+  // Ends the requests that run under a plan; how many.
+  std::function<uint32_t(const std::string& plan_id, const absl::Status& status)> end_plan;
+};
 
 class MorphService final : public RawMorph {
  public:
-  // `metrics` may be null.
-  MorphService(const ServingState* state, const Authorizer* authorizer, ServerMetrics* metrics,
-               const Clock* clock)
-      : state_(state), authorizer_(authorizer), metrics_(metrics), clock_(clock) {}
+  explicit MorphService(MorphDeps deps);
+  ~MorphService() override;  // CHECKs that no stream is left.
+
+  // Ends every stream and refuses new ones: UNAVAILABLE / DRAINING.
+  void EndStreams();
 
   grpc::ServerUnaryReactor* ListPlans(grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer* request,
@@ -53,6 +70,9 @@ class MorphService final : public RawMorph {
   grpc::ServerUnaryReactor* GetLayerScores(grpc::CallbackServerContext* context,
                                            const grpc::ByteBuffer* request,
                                            grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetCosts(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
 
  private:
   // What every method does first: authorises, parses, refuses fields of a later API, and finds the
@@ -66,16 +86,25 @@ class MorphService final : public RawMorph {
   grpc::ServerUnaryReactor* Serve(grpc::CallbackServerContext* context,
                                   const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
                                   std::string_view method, Scope scope, Answer answer);
-  // A stream that this release refuses.
-  template <typename RequestMessage>
-  grpc::ServerWriteReactor<grpc::ByteBuffer>* RefuseStream(grpc::CallbackServerContext* context,
-                                                           const grpc::ByteBuffer* request,
-                                                           std::string_view method, Scope scope);
+  // The same for an answer that may come later: `work` gets the reactor, and calls Answer or Fail.
+  template <typename RequestMessage, typename Work>
+  grpc::ServerUnaryReactor* ServeLater(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
+                                       std::string_view method, Scope scope, Work work);
+  // A stream of the morph whose id `find` gives (empty: all), or of its status.
+  template <typename RequestMessage, typename FindMorph>
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Stream(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* request,
+                                                     std::string_view method, Scope scope,
+                                                     FindMorph find);
+  void DoRollback(const ServedModel& model, const v1::RollbackPlanRequest& message,
+                  UnaryReactor* reactor);
 
-  const ServingState* const state_;
-  const Authorizer* const authorizer_;
-  ServerMetrics* const metrics_;
-  const Clock* const clock_;
+  const MorphDeps deps_;
+  RollbackLedger rollbacks_;
+  Mutex mutex_;
+  std::set<MorphStream*> streams_ ABSL_GUARDED_BY(mutex_);
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace morphserve

@@ -16,6 +16,9 @@
 #include "engine/base/log.h"
 #include "engine/base/machine.h"
 #include "engine/base/status_macros.h"
+#include "morph/controller.h"
+#include "morph/cost_keeper.h"
+#include "morph/verifier_lab.h"
 #include "server/admin_service.h"
 #include "server/auth.h"
 #include "server/drain.h"
@@ -92,6 +95,9 @@ struct Server::Impl {
   Drain drain;
   std::unique_ptr<ChatTemplate> chat_template;
   std::unique_ptr<TrackedEngine> engine;
+  std::unique_ptr<CostKeeper> costs;
+  std::unique_ptr<LabVerifier> verifier;
+  std::unique_ptr<MorphController> morph;
   std::atomic<TrackedEngine*> live_engine{nullptr};
   HealthService inference_health{
       {"", kReadiness, kLiveness, "morphserve.v1.Inference", "morphserve.v1.Models"}};
@@ -132,7 +138,10 @@ Drain::Hooks Server::Impl::DrainHooks() {
     MS_LOG(INFO) << "drain: requests are refused; live=" << (live ? live->live_count() : 0);
     state.RefuseRequests();
     // The engine cannot be told to take requests again, which a held drain may ask for.
-    if (live != nullptr && drain.exiting()) live->StopAdmission();
+    if (live != nullptr && drain.exiting()) {
+      live->StopAdmission();
+      state.model()->morph->Stop();
+    }
   };
   hooks.live = [this]() -> int64_t {
     TrackedEngine* const live = live_engine.load();
@@ -188,7 +197,15 @@ absl::Status Server::Impl::Listen() {
                                                .drain = &drain,
                                                .clock = clock,
                                                .engine = [this] { return live_engine.load(); }});
-  morph_service = std::make_unique<MorphService>(&state, authorizer.get(), &metrics, clock);
+  morph_service = std::make_unique<MorphService>(
+      MorphDeps{.state = &state,
+                .authorizer = authorizer.get(),
+                .metrics = &metrics,
+                .clock = clock,
+                .end_plan = [this](const std::string& plan_id, const absl::Status& status) {
+                  TrackedEngine* const live = live_engine.load();
+                  return live == nullptr ? 0u : live->EndPlan(plan_id, status);
+                }});
   inference_health.Set(kLiveness, true);
   for (const char* name : kAdminNames) admin_health.Set(name, true);
   MS_ASSIGN_OR_RETURN(http, HttpServer::Create(config.listen.http, Pages()));
@@ -348,7 +365,16 @@ absl::Status Server::Impl::LoadAndServe() {
   engine = std::make_unique<TrackedEngine>(std::move(loaded.engine));
   metrics.AttachEngine(engine.get());
   const EngineInfo& info = engine->info();
-  state.SetReady({engine.get(), chat_template.get(), loaded.name, std::move(loaded.generation)});
+  costs = std::make_unique<CostKeeper>(engine.get(), config.morph.cost_cache, VersionString());
+  verifier = std::make_unique<LabVerifier>(engine.get());
+  morph = std::make_unique<MorphController>(engine.get(), costs.get(), verifier.get(),
+                                            /*selector=*/nullptr, clock, MorphOptions());
+  // All morphs, for as long as the controller lives.
+  const auto heard =
+      morph->Subscribe("", [this](const MorphEvent& event) { metrics.OnMorph(event); });
+  MS_CHECK(heard.ok());
+  state.SetReady(
+      {engine.get(), chat_template.get(), loaded.name, std::move(loaded.generation), morph.get()});
   live_engine.store(engine.get());
   loading.store(false);
   UpdateHealth();
@@ -385,6 +411,7 @@ void Server::Impl::ShutDown(absl::Time end_at) {
   inference.server->Shutdown(absl::ToChronoTime(end_at + Drain::kFlush));
   admin_health.EndWatches();
   admin_service->EndWatches();
+  morph_service->EndStreams();
   admin.server->Shutdown(absl::ToChronoTime(absl::Now() + kAdminFlush));
   closing.store(true);
   {

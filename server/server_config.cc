@@ -183,6 +183,7 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   options.guard_state_every_tokens = config.guard.state_every_tokens;
   options.guard_trips_max = config.guard.trips_max;
   options.guard_window_s = config.guard.window_s;
+  options.latency_share_max = config.morph.latency_share_max;
   return options;
 }
 

@@ -99,6 +99,14 @@ struct ServerConfig {
     int32_t history = 0;
   } plans;
 
+  struct Morph {
+    int32_t canary_prompts = 0;
+    double kl_max = 0;
+    double watch_s = 0;
+    double latency_share_max = 0;
+    std::string cost_cache;
+  } morph;
+
   struct Guard {
     int32_t state_every_tokens = 0;
     int32_t trips_max = 0;

@@ -18,6 +18,7 @@
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
 #include "engine/engine_observer.h"
+#include "morph/morph.h"
 
 namespace morphserve {
 
@@ -39,6 +40,8 @@ class ServerMetrics final : public EngineObserver {
   void AddOutboxBytes(int64_t delta);  // Bytes waiting to be written, over all streams.
   // `cause`: missing, malformed, unknown, scope.
   void OnAuthFailure(std::string_view cause);
+  // Every event of every morph, in order.
+  void OnMorph(const MorphEvent& event);
 
   // EngineObserver.
   void OnStep(const StepReport& report) override;
@@ -95,6 +98,7 @@ class ServerMetrics final : public EngineObserver {
   mutable Mutex mutex_;
   std::string model_name_ ABSL_GUARDED_BY(mutex_);
   std::deque<Step> steps_ ABSL_GUARDED_BY(mutex_);
+  absl::Time morph_began_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace morphserve

@@ -15,6 +15,7 @@
 #include "engine/engine.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/text/chat_template.h"
+#include "morph/controller.h"
 #include "server/server_config.h"
 
 namespace morphserve {
@@ -29,6 +30,7 @@ struct ServedModel {
   const ChatTemplate* chat_template = nullptr;  // Null: the model has none.
   std::string name;                             // What requests call it.
   GenerationDefaults generation;
+  MorphController* morph = nullptr;
 };
 
 class ServingState {

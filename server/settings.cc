@@ -142,6 +142,17 @@ constexpr SettingField kTable[] = {
      MS_AT(plans.table_max)},
     {"plans.history", Kind::kCount, "16", 2, 1024, "", "past plans remembered per pointer",
      MS_AT(plans.history)},
+    {"morph.canary_prompts", Kind::kCount, "8", 0, 8, "",
+     "probe prompts that a plan answers before it serves; 0: none", MS_AT(morph.canary_prompts)},
+    {"morph.kl_max", Kind::kNumber, "0.10", 0, 100, "",
+     "divergence from the all-full plan that a canary passes, nats a token", MS_AT(morph.kl_max)},
+    {"morph.watch_s", Kind::kNumber, "60", 0, kDay, "", "how long a plan is watched after a switch",
+     MS_AT(morph.watch_s)},
+    {"morph.latency_share_max", Kind::kNumber, "0.10", 0.01, 1, "",
+     "share of a step's time that a morph's work may add to it", MS_AT(morph.latency_share_max)},
+    {"morph.cost_cache", Kind::kPath, "", 0, 0, "",
+     "file that keeps measured costs over restarts; unset: measured at the first need",
+     MS_AT(morph.cost_cache)},
     {"guard.state_every_tokens", Kind::kCount, "256", 0, 1e6, "",
      "states are searched for values that are not finite this often; 0: only before they are kept",
      MS_AT(guard.state_every_tokens)},
@@ -174,12 +185,11 @@ constexpr SettingField kTable[] = {
 // Keys of the design that a later release builds. Whoever sets one must know that it does nothing
 // yet.
 constexpr std::string_view kPlanned[] = {
-    "tenant.running_max",    "tenant.waiting_max", "tenant.tokens_per_minute",
-    "tenant.weight",         "cache.page_tokens",  "cache.grid_tokens",
-    "cache.state_dtype",     "cache.isolation",    "plans.quality_floor",
-    "plans.state_file",      "plans.live_max",     "morph.canary_prompts",
-    "morph.kl_max",          "morph.watch_s",      "morph.latency_share_max",
-    "morph.workspace_bytes", "morph.cost_cache",   "tls.client_ca",
+    "tenant.running_max", "tenant.waiting_max", "tenant.tokens_per_minute",
+    "tenant.weight",      "cache.page_tokens",  "cache.grid_tokens",
+    "cache.state_dtype",  "cache.isolation",    "plans.quality_floor",
+    "plans.state_file",   "plans.live_max",     "morph.workspace_bytes",
+    "tls.client_ca",
 };
 
 absl::Status Refused(const SettingField& field, std::string_view text, const std::string& allowed) {

@@ -94,4 +94,12 @@ size_t TrackedEngine::EndAll(const absl::Status& status) {
   return live.size();
 }
 
+uint32_t TrackedEngine::EndPlan(const std::string& plan_id, const absl::Status& status) {
+  uint32_t ended = 0;
+  for (const Live& request : LiveRequests()) {
+    if (request.plan_id == plan_id && inner_->Cancel(request.id, status)) ++ended;
+  }
+  return ended;
+}
+
 }  // namespace morphserve

@@ -60,6 +60,8 @@ class TrackedEngine final : public Engine {
 
   // Cancels every live request with `status`; how many there were.
   size_t EndAll(const absl::Status& status);
+  // Those that run under a plan.
+  uint32_t EndPlan(const std::string& plan_id, const absl::Status& status);
 
  private:
   struct Registry;
