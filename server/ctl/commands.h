@@ -27,6 +27,7 @@ void RegisterGenerate(CLI::App* app, Context* context);
 void RegisterBench(CLI::App* app, Context* context);
 void RegisterStatus(CLI::App* app, Context* context);    // status and models
 void RegisterPlans(CLI::App* app, Context* context);     // plans and scores
+void RegisterMorph(CLI::App* app, Context* context);     // morph, rollback and costs
 void RegisterTokenize(CLI::App* app, Context* context);  // tokenize and detokenize
 
 inline constexpr int kExitOk = 0;

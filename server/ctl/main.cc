@@ -55,6 +55,7 @@ int Main(int argc, char** argv) {
   RegisterBench(&app, &context);
   RegisterStatus(&app, &context);
   RegisterPlans(&app, &context);
+  RegisterMorph(&app, &context);
   RegisterTokenize(&app, &context);
   try {
     app.parse(argc, argv);

@@ -10,6 +10,9 @@
 #include <string>
 
 #include "absl/strings/str_format.h"
+#include "morph/controller.h"
+#include "morph/cost_keeper.h"
+#include "morph/verifier_lab.h"
 #include "server/errors.h"
 #include "server/layer_scores.h"
 #include "tests/server/service_fixture.h"
@@ -38,9 +41,16 @@ class MorphFixture {
       ServedModel model;
       model.engine = &engine_;
       model.name = "tiny";
+      model.morph = &morph_;
       state_.SetReady(std::move(model));
     }
-    service_ = std::make_unique<MorphService>(&state_, authorizer_.get(), &metrics_, &clock_);
+    MS_CHECK(morph_.Subscribe("", [this](const MorphEvent& e) { metrics_.OnMorph(e); }).ok());
+    service_ = std::make_unique<MorphService>(
+        MorphDeps{.state = &state_,
+                  .authorizer = authorizer_.get(),
+                  .metrics = &metrics_,
+                  .clock = &clock_,
+                  .end_plan = [](const std::string&, const absl::Status&) { return 3u; }});
     int port = 0;
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -50,7 +60,10 @@ class MorphFixture {
     stub_ = v1::Morph::NewStub(grpc::CreateChannel(absl::StrFormat("127.0.0.1:%d", port),
                                                    grpc::InsecureChannelCredentials()));
   }
-  ~MorphFixture() { server_->Shutdown(); }
+  ~MorphFixture() {
+    service_->EndStreams();
+    server_->Shutdown();
+  }
 
   testing::FakeEngine& engine() { return engine_; }
   ServerMetrics& metrics() { return metrics_; }
@@ -62,6 +75,9 @@ class MorphFixture {
   testing::FakeEngine engine_{&tokenizer_};
   ServingState state_;
   ServerMetrics metrics_;
+  CostKeeper costs_{&engine_, "", "test"};
+  LabVerifier verifier_{&engine_};
+  MorphController morph_{&engine_, &costs_, &verifier_, nullptr, &clock_, {}};
   std::unique_ptr<Authorizer> authorizer_;
   std::unique_ptr<MorphService> service_;
   std::unique_ptr<grpc::Server> server_;
@@ -227,15 +243,105 @@ std::vector<grpc::Status> CallAll(v1::Morph::Stub* stub, const std::string& mode
   return out;
 }
 
-TEST(MorphService, MethodsOfALaterReleaseSaySo) {
+v1::MorphRequest MorphTo(uint32_t full_layers, const std::string& key) {
+  v1::MorphRequest request;
+  request.set_idempotency_key(key);
+  request.mutable_spec()->mutable_target()->set_full_layers(full_layers);
+  request.mutable_canary()->set_prompts(0);  // The fake engine has no model.
+  request.mutable_watch()->set_seconds(0);
+  return request;
+}
+
+// Every message of a morph, and the status at the end.
+grpc::Status Run(v1::Morph::Stub* stub, const v1::MorphRequest& request,
+                 std::vector<v1::MorphProgress>* messages) {
+  grpc::ClientContext context;
+  const auto reader = stub->Morph(&context, request);
+  v1::MorphProgress progress;
+  while (reader->Read(&progress)) messages->push_back(progress);
+  return reader->Finish();
+}
+
+TEST(MorphService, MorphsStreamTheirPhasesAndRollBack) {
   MorphFixture fixture;
   fixture.engine().AddBranches();
-  const std::vector<grpc::Status> statuses = CallAll(&fixture.stub(), "tiny");
-  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(statuses[i].ok()) << statuses[i].error_message();
-  for (size_t i = 3; i < 7; ++i) {
-    EXPECT_EQ(statuses[i].error_code(), grpc::StatusCode::UNIMPLEMENTED) << i;
-    EXPECT_EQ(ReasonIn(statuses[i]), reason::kFeatureUnavailable) << i;
+  const std::string before = fixture.engine().plans().active()->id();
+  grpc::ClientContext watch_context;
+  const auto watch = fixture.stub().WatchMorph(&watch_context, {});
+  watch->WaitForInitialMetadata();
+  std::vector<v1::MorphProgress> messages;
+  ASSERT_TRUE(Run(&fixture.stub(), MorphTo(1, "k1"), &messages).ok());
+  ASSERT_FALSE(messages.empty());
+  EXPECT_EQ(messages.front().phase(), v1::MorphProgress::PHASE_SELECTING);
+  EXPECT_EQ(messages.back().phase(), v1::MorphProgress::PHASE_APPLIED) << messages.back().reason();
+  EXPECT_EQ(messages.back().from().plan_id(), before);
+  EXPECT_EQ(messages.back().to().full_layers(), 1u);
+  EXPECT_EQ(fixture.engine().plans().active()->full_layers(), 1);
+  // The same key replays; another body under it is refused.
+  std::vector<v1::MorphProgress> again;
+  ASSERT_TRUE(Run(&fixture.stub(), MorphTo(1, "k1"), &again).ok());
+  EXPECT_EQ(again.back().morph_id(), messages.back().morph_id());
+  EXPECT_EQ(ReasonIn(Run(&fixture.stub(), MorphTo(2, "k1"), &again)), "KEY_REUSED");
+
+  v1::RollbackPlanRequest back;
+  back.set_idempotency_key("r1");
+  back.set_abort_running(true);
+  v1::RollbackPlanResponse answer;
+  for (int i = 0; i < 2; ++i) {  // The second is the first one's answer.
+    grpc::ClientContext context;
+    ASSERT_TRUE(fixture.stub().RollbackPlan(&context, back, &answer).ok());
+    EXPECT_EQ(answer.to().plan_id(), before);
+    EXPECT_EQ(answer.aborted(), 3u);
   }
+  EXPECT_EQ(fixture.engine().plans().active()->id(), before);
+  EXPECT_TRUE(testing::HasMetric(&fixture.metrics(), "morphserve_morphs_total", "applied", "1"));
+}
+
+TEST(MorphService, OrdersAreChecked) {
+  MorphFixture fixture;
+  fixture.engine().AddBranches();
+  std::vector<v1::MorphProgress> none;
+  const auto refusal = [&](auto change) {
+    v1::MorphRequest request = MorphTo(1, "k");
+    change(&request);
+    const grpc::Status status = Run(&fixture.stub(), request, &none);
+    EXPECT_TRUE(none.empty());
+    return ReasonIn(status);
+  };
+  EXPECT_EQ(refusal([](auto* r) { r->clear_idempotency_key(); }), "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) { r->clear_spec(); }), "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) { r->mutable_spec()->mutable_target()->set_full_layers(99); }),
+            "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) { r->mutable_spec()->mutable_target()->clear_full_layers(); }),
+            "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) { r->set_traffic(1.5); }), "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) { r->mutable_watch()->set_seconds(-1); }), "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) { r->mutable_canary()->set_prompts(9); }), "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) { r->mutable_canary()->set_recall_min(0.5); }),
+            "FEATURE_UNAVAILABLE");
+  EXPECT_EQ(refusal([](auto* r) {
+              r->mutable_spec()->mutable_target()->set_mode(v1::SELECT_MODE_RESELECT);
+            }),
+            "FEATURE_UNAVAILABLE");
+  EXPECT_EQ(refusal([](auto* r) { r->set_expected_active_plan("p-0123456789abcdef"); }),
+            "PLAN_CHANGED");
+  EXPECT_EQ(refusal([](auto* r) { r->mutable_spec()->set_plan_id("p-0123456789abcdef"); }),
+            "PLAN_NOT_FOUND");
+}
+
+TEST(MorphService, ProposesWithoutChangingAnything) {
+  MorphFixture fixture;
+  fixture.engine().AddBranches();
+  v1::ProposePlanRequest request;
+  request.mutable_spec()->mutable_target()->set_full_layers(1);
+  v1::ProposePlanResponse response;
+  grpc::ClientContext context;
+  ASSERT_TRUE(fixture.stub().ProposePlan(&context, request, &response).ok());
+  EXPECT_TRUE(response.feasible());
+  ASSERT_EQ(response.proposals_size(), 1);
+  EXPECT_EQ(response.proposals(0).plan().full_layers(), 1u);
+  EXPECT_EQ(response.proposals(0).to_linear_size(), 2);
+  EXPECT_EQ(fixture.engine().plans().List().size(), 1u);
 }
 
 TEST(MorphService, ModelsCredentialsAndLoadingAreLookedAtFirst) {
