@@ -107,6 +107,39 @@ compare_plans() {
   "${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}" plans --context "${LONG_PROMPT}"
 }
 
+# A time per token halfway between the fastest plan and the all-full one, for a demonstration.
+middle_target() {
+  "${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}" --json costs >"${RUN}/costs.json"
+  /usr/bin/python3 - "${RUN}/costs.json" "$1" <<'PYTHON'
+import json, sys
+
+costs, context = json.load(open(sys.argv[1])), int(sys.argv[2])
+one = next(t for t in costs["terms"] if not t.get("prefill") and t["rows"] == 1)
+linear = one["base_ms"]
+full = linear + costs["layers"] * (one.get("layer_ms", 0) + one.get("token_ms", 0) * context)
+print(f"{(linear + full) / 2:.2f}")
+PYTHON
+}
+
+# The active plan changes while a stream runs, and back.
+morph_live() {
+  local ctl=("${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}") target stream_pid
+  say "A live morph: what do steps cost on this machine? (seconds, once)"
+  target="$(middle_target "${LONG_PROMPT}")" || die "the costs were not measured"
+  "${ctl[@]}" costs
+  say "From now on ${target} ms a token at ${LONG_PROMPT} tokens, please; meanwhile a stream runs"
+  "${ctl[@]}" generate --prompt "Once upon a time" --max-tokens 400 --ignore-eos \
+    --temperature 0 --stats >"${RUN}/stream.txt" 2>&1 &
+  stream_pid=$!
+  "${ctl[@]}" morph --tpot-ms "${target}" --context "${LONG_PROMPT}" --batch 1 --watch 2 ||
+    die "the morph was not applied"
+  wait "${stream_pid}" || die "the stream was harmed: $(tail -n 3 "${RUN}/stream.txt")"
+  note "the stream ran on, on the plan it began with:"
+  tail -n 1 "${RUN}/stream.txt"
+  say "And back"
+  "${ctl[@]}" rollback
+}
+
 what_next() {
   local ctl="${BIN#"${ROOT}/"}/morphctl --addr ${INFERENCE}"
   say "It works. What to try next, in another terminal:"
@@ -114,6 +147,7 @@ what_next() {
     ${ctl} chat                       # talk to it
     ${ctl} chat --plan fastest        # on fewer full layers
     ${ctl} --admin-addr ${ADMIN} plans
+    ${ctl} --admin-addr ${ADMIN} morph --full-layers 10 --watch 5
     ${ctl} generate --prompt "Once upon a time"
     ${ctl} bench                      # load and latency
     curl http://${HTTP}/statusz
@@ -143,6 +177,7 @@ build
 start_server
 ask
 compare_plans
+morph_live
 what_next
 if [[ "${exit_after}" == yes ]]; then
   say "Stopping the server"
