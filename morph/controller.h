@@ -69,6 +69,8 @@ class MorphController {
              std::function<void(absl::StatusOr<std::shared_ptr<const CostModel>>)> done);
 
   std::string running_id() const;  // Empty: no morph runs.
+  // The cost model as far as it is known; null before the first measurement.
+  std::shared_ptr<const CostModel> known_costs() const { return costs_->Known(); }
 
   // No more morphs: one before its switch fails, one that is watched is left as it is.
   void Stop();

@@ -6,6 +6,7 @@ namespace morphserve::reason {
 
 inline constexpr char kTargetUnreachable[] = "TARGET_UNREACHABLE";
 inline constexpr char kQualityBelowMin[] = "QUALITY_BELOW_MIN";
+inline constexpr char kCostsUnknown[] = "COSTS_UNKNOWN";
 inline constexpr char kPlanMemory[] = "PLAN_MEMORY";
 inline constexpr char kPlanTableFull[] = "PLANS_LIVE_MAX";
 inline constexpr char kPlanChanged[] = "PLAN_CHANGED";

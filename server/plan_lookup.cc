@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
+#include "morph/reasons.h"
 #include "server/errors.h"
 
 namespace morphserve {
@@ -63,6 +64,29 @@ absl::StatusOr<std::string> ResolveBudget(uint32_t full_layers, Engine* engine, 
   return Find(engine, plan->id());
 }
 
+absl::StatusOr<std::string> ResolveLatency(double tpot_ms, const ServedModel& model,
+                                           int32_t context, bool add) {
+  std::shared_ptr<const CostModel> costs;
+  if (model.morph != nullptr) costs = model.morph->known_costs();
+  if (costs == nullptr) {
+    return WithReason(absl::FailedPreconditionError(
+                          "what steps cost is not measured yet; morphctl costs does it"),
+                      reason::kCostsUnknown);
+  }
+  const double running = model.engine->GetLoad().running + 1;
+  const double margin = 1 + CostModel::Margin(costs->decode_error(), 50);
+  double least = costs->DecodeMs(0, running, context) * margin;
+  for (int32_t k = costs->layers(); k >= 0; --k) {
+    const double ms = costs->DecodeMs(k, running, context) * margin;
+    if (ms <= tpot_ms) return ResolveBudget(static_cast<uint32_t>(k), model.engine, add);
+    least = std::min(least, ms);
+  }
+  return WithReason(absl::FailedPreconditionError(absl::StrFormat(
+                        "%.3g ms a token asked; the floor is %.3g ms beside %.0f running sequences",
+                        tpot_ms, least, running - 1)),
+                    reason::kTargetUnreachable);
+}
+
 }  // namespace
 
 void CheckPlan(const v1::PlanSelector& selector, std::string_view field, const EngineInfo& info,
@@ -78,20 +102,25 @@ void CheckPlan(const v1::PlanSelector& selector, std::string_view field, const E
       faults->CheckInteger(path + ".tier", selector.tier(), v1::QUALITY_TIER_FASTEST,
                            v1::QUALITY_TIER_HIGHEST);
       break;
-    case v1::PlanSelector::kTpotMsMax: faults->AddUnavailable(path + ".tpot_ms_max"); break;
+    case v1::PlanSelector::kTpotMsMax:
+      faults->CheckNumberAbove(path + ".tpot_ms_max", selector.tpot_ms_max(), 0, 1e7);
+      break;
     case v1::PlanSelector::kFullLayers:
       faults->CheckInteger(path + ".full_layers", selector.full_layers(), 0, info.layers);
       break;
   }
 }
 
-absl::StatusOr<std::string> ResolvePlan(const v1::PlanSelector& selector, Engine* engine,
-                                        bool add) {
+absl::StatusOr<std::string> ResolvePlan(const v1::PlanSelector& selector, const ServedModel& model,
+                                        int32_t context, bool add) {
+  Engine* const engine = model.engine;
   switch (selector.by_case()) {
     case v1::PlanSelector::kPlanId: return Find(engine, selector.plan_id());
     case v1::PlanSelector::kTier:
       return Find(engine, engine->plans().Get(PointerOf(selector.tier()))->id());
     case v1::PlanSelector::kFullLayers: return ResolveBudget(selector.full_layers(), engine, add);
+    case v1::PlanSelector::kTpotMsMax:
+      return ResolveLatency(selector.tpot_ms_max(), model, context, add);
     default: break;
   }
   MS_CHECK(false);

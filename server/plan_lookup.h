@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "server/faults.h"
+#include "server/serving_state.h"
 
 namespace morphserve {
 
@@ -24,7 +25,10 @@ void CheckPlan(const v1::PlanSelector& selector, std::string_view field, const E
 // the table joins it, with origin "request", or is only reckoned.
 // NOT_FOUND (PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_WITHDRAWN, NOT_MORPHABLE),
 // RESOURCE_EXHAUSTED (PLANS_LIVE_MAX: the table is full). CHECKs that something is set.
-absl::StatusOr<std::string> ResolvePlan(const v1::PlanSelector& selector, Engine* engine, bool add);
+// tpot_ms_max names the most full layers whose predicted time per token, beside what runs now and
+// with `context` tokens, stays within it: FAILED_PRECONDITION (TARGET_UNREACHABLE, COSTS_UNKNOWN).
+absl::StatusOr<std::string> ResolvePlan(const v1::PlanSelector& selector, const ServedModel& model,
+                                        int32_t context, bool add);
 
 // True when the table holds a plan of this id, withdrawn or not.
 bool IsKnownPlan(Engine* engine, std::string_view id);

@@ -196,7 +196,9 @@ absl::Status Translator::Finish(const v1::GenerationOptions& options, Request* r
   MS_RETURN_IF_ERROR(TranslateLengths(options, bounds, request));
   // Last: a request that cannot be served shall not add a plan to the table.
   if (options.plan().by_case() != v1::PlanSelector::BY_NOT_SET) {
-    MS_ASSIGN_OR_RETURN(request->plan_id, ResolvePlan(options.plan(), model_->engine, true));
+    const auto context =
+        static_cast<int32_t>(request->prompt.size()) + request->stopping.max_tokens;
+    MS_ASSIGN_OR_RETURN(request->plan_id, ResolvePlan(options.plan(), *model_, context, true));
   }
   return absl::OkStatus();
 }
@@ -303,7 +305,9 @@ absl::StatusOr<v1::CountTokensResponse> Translator::CountTokens(
     const bool named = request.plan().by_case() != v1::PlanSelector::BY_NOT_SET;
     std::string plan_id = engine->plans().active()->id();
     if (named) {
-      MS_ASSIGN_OR_RETURN(plan_id, ResolvePlan(request.plan(), engine, /*add=*/false));
+      MS_ASSIGN_OR_RETURN(plan_id,
+                          ResolvePlan(request.plan(), *model_, engine->info().context_tokens / 2,
+                                      /*add=*/false));
     }
     response.set_plan_id(std::move(plan_id));
   }

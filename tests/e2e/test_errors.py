@@ -130,7 +130,7 @@ def test_unknown_model_plan_and_method(client):
 
 @pytest.mark.parametrize("change", [
     lambda m: setattr(m.options.constraint, "regex", "a+"),
-    lambda m: setattr(m.options.plan, "tpot_ms_max", 5.0),
+    lambda m: setattr(m.options.plan, "prefer_warm", True),
     lambda m: setattr(m.options.scheduling, "ttft_slo_ms", 5.0),
     lambda m: setattr(m.options.plan, "prefer_warm", True),
 ])

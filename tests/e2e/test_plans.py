@@ -219,8 +219,10 @@ def test_unknown_and_impossible_plans_are_refused(client):
             code.NOT_FOUND, "PLAN_NOT_FOUND")
     refused(lambda: client.inference.Generate(ask(full_layers=31)), code.INVALID_ARGUMENT,
             "FIELD_INVALID")
-    refused(lambda: client.inference.Generate(ask(tpot_ms_max=5.0)), code.UNIMPLEMENTED,
-            "FEATURE_UNAVAILABLE")
+    refused(lambda: client.inference.Generate(ask(tpot_ms_max=-5.0)), code.INVALID_ARGUMENT,
+            "FIELD_INVALID")
+    refused(lambda: client.inference.Generate(ask(tpot_ms_max=5.0)), code.FAILED_PRECONDITION,
+            "COSTS_UNKNOWN")
 
 
 def test_a_dense_server_refuses_hybrid_plans_and_says_it_has_none(server, connect):
@@ -261,7 +263,7 @@ def test_operators_see_plans_pointers_and_scores(client, operator):
     assert info.morphable and info.branch_kind
     assert {plan.plan_id for plan in info.plans} == set(plans)
     refused(lambda: operator.morph.ProposePlan(morph.ProposePlanRequest()),
-            grpc.StatusCode.UNIMPLEMENTED, "FEATURE_UNAVAILABLE")
+            grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
 
 
 def test_metrics_move_with_plans_and_hits(client, hybrid):

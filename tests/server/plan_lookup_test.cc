@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/strings/str_format.h"
+#include "morph/reasons.h"
 #include "server/errors.h"
 #include "server/translate.h"
 #include "tests/server/service_fakes.h"
@@ -136,17 +137,27 @@ TEST_F(PlanLookupTest, ARefusedRequestAddsNoPlan) {
 TEST_F(PlanLookupTest, AFullTableRefusesNewPlansForNow) {
   testing::FakeEngine small(&tokenizer_, /*plans_max=*/2);
   small.AddBranches();
+  ServedModel served;
+  served.engine = &small;
   v1::PlanSelector one, two;
   one.set_full_layers(1);
   two.set_full_layers(2);
-  ASSERT_TRUE(ResolvePlan(one, &small, /*add=*/true).ok());
-  EXPECT_TRUE(ResolvePlan(two, &small, true).ok()) << "a plan that nothing names makes room";
+  ASSERT_TRUE(ResolvePlan(one, served, 1000, /*add=*/true).ok());
+  EXPECT_TRUE(ResolvePlan(two, served, 1000, true).ok()) << "a plan that nothing names makes room";
   ASSERT_TRUE(small.plans().Point(PlanPointer::kFastest, FakePlan("FFL")->id()).ok());
-  const absl::Status full = ResolvePlan(one, &small, true).status();
+  const absl::Status full = ResolvePlan(one, served, 1000, true).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(ReasonOf(full), reason::kPlansLiveMax);
   EXPECT_TRUE(RetryAfterMs(full).has_value());
-  EXPECT_TRUE(ResolvePlan(two, &small, true).ok()) << "known ones are served";
+  EXPECT_TRUE(ResolvePlan(two, served, 1000, true).ok()) << "known ones are served";
+}
+
+TEST_F(PlanLookupTest, ABoundOnTheTimePerTokenNeedsMeasuredCosts) {
+  engine_.AddBranches();
+  const auto bounded = Ask("tpot_ms_max: 5");
+  EXPECT_EQ(ReasonOf(bounded.status()), reason::kCostsUnknown);
+  EXPECT_EQ(ReasonOf(Ask("tpot_ms_max: 0").status()), reason::kFieldInvalid);
+  EXPECT_EQ(known(), 1u);
 }
 
 TEST_F(PlanLookupTest, CountingReckonsAPlanWithoutAddingIt) {

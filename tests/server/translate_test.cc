@@ -284,7 +284,6 @@ TEST_F(TranslateTest, WhatThisReleaseLacksIsUnimplementedByName) {
   } cases[] = {{"constraint { regex: 'a' }", "options.constraint.regex"},
                {"constraint { json_object: false }", "options.constraint.json_object"},
                {"constraint { choices { values: 'a' } }", "options.constraint.choices"},
-               {"plan { tpot_ms_max: 5 }", "options.plan.tpot_ms_max"},
                {"plan { prefer_warm: true }", "options.plan.prefer_warm"},
                {"scheduling { ttft_slo_ms: 0 }", "options.scheduling.ttft_slo_ms"},
                {"scheduling { tpot_slo_ms: 1 }", "options.scheduling.tpot_slo_ms"}};

@@ -1,0 +1,132 @@
+"""Live morphs through the real server and morphctl: the active plan changes while streams run, and
+goes back; nothing that runs notices."""
+
+import concurrent.futures
+import json
+import subprocess
+
+import grpc
+import pytest
+from conftest import BIN, ROOT, Client, refused, serving
+
+BRANCHES = ROOT / "deploy" / "models" / "smollm2-135m-instruct.branches.safetensors"
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory, model_path):
+    folder = tmp_path_factory.mktemp("morph")
+    settings = {"model.branches": str(BRANCHES), "morph.cost_cache": str(folder / "costs.json"),
+                "limits.context_tokens": "2048"}
+    with serving(folder, model_path, settings) as running:
+        yield running
+
+
+@pytest.fixture()
+def client(hybrid):
+    with hybrid.channel() as channel:
+        yield Client(channel)
+
+
+@pytest.fixture()
+def morph(hybrid):
+    from morphserve.v1 import morph_pb2_grpc
+
+    with hybrid.channel("admin") as channel:
+        yield morph_pb2_grpc.MorphStub(channel)
+
+
+def ctl(server, *arguments):
+    return subprocess.run(
+        [BIN / "morphctl", "--addr", server.address(), "--admin-addr", server.address("admin"),
+         *arguments], capture_output=True, text=True, timeout=120)
+
+
+def events(server, *arguments):
+    done = ctl(server, "--json", "morph", *arguments)
+    assert done.returncode == 0, done.stderr + done.stdout
+    lines = []
+    decoder, text = json.JSONDecoder(), done.stdout.strip()
+    while text:
+        value, end = decoder.raw_decode(text)
+        lines.append(value)
+        text = text[end:].strip()
+    return lines
+
+
+def answer(client, number, plan=""):
+    from morphserve.v1 import inference_pb2 as pb
+
+    request = pb.GenerateRequest(text=f"Count from {number} upwards:")
+    request.options.stopping.max_tokens = 96
+    request.options.stopping.ignore_eos = True
+    request.options.sampling.temperature = 0 if number % 2 else 1
+    request.options.sampling.seed = number
+    request.options.output.token_ids = True
+    request.options.cache.bypass = True
+    if plan:
+        request.options.plan.plan_id = plan
+    response = client.inference.Generate(request)
+    return response.started.plan.plan_id, list(response.completions[0].token_ids)
+
+
+@pytest.mark.smoke
+def test_a_morph_and_its_rollback_do_not_touch_what_runs(hybrid, client, morph):
+    from morphserve.v1 import morph_pb2 as pb
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(answer, client, number) for number in range(4)]
+        seen = events(hybrid, "--full-layers", "10", "--watch", "1", "--context", "512")
+        streams += [pool.submit(answer, client, number) for number in range(4, 8)]
+        for future in streams[4:]:
+            future.result()
+        back = ctl(hybrid, "rollback")
+        streams += [pool.submit(answer, client, number) for number in range(8, 10)]
+        results = [future.result() for future in streams]
+    assert back.returncode == 0, back.stderr
+    phases = [event["phase"] for event in seen]
+    assert phases[-1] == "PHASE_APPLIED" and "PHASE_SWITCHED" in phases
+    last = seen[-1]
+    assert last["to"]["full_layers"] == 10 and last["from"]["full_layers"] == 30
+    canary = [event for event in seen if event["phase"] == "PHASE_CANARY"][-1]
+    assert 0 < canary["measured"]["kl"] < 0.1 and canary["measured"]["tpot_ms"] > 0
+    ten = last["to"]["plan_id"]
+    assert {plan for plan, _ in results[4:8]} == {ten}
+    assert {plan for plan, _ in results[8:]} == {last["from"]["plan_id"]}
+    for number, (plan, tokens) in enumerate(results):
+        assert answer(client, number, plan) == (plan, tokens), number
+    active = morph.GetActivePlan(pb.GetActivePlanRequest())
+    assert active.plan.full_layers == 30 and not active.running_morph_id
+
+
+def test_a_latency_target_is_met_or_refused_with_what_would_reach_it(hybrid, client):
+    costs = ctl(hybrid, "--json", "costs")
+    assert costs.returncode == 0, costs.stderr
+    costs = json.loads(costs.stdout)
+    one = next(t for t in costs["terms"] if not t.get("prefill") and t["rows"] == 1)
+    linear = one["base_ms"]
+    full = linear + costs["layers"] * (one["layer_ms"] + one["token_ms"] * 1800)
+    assert full > 1.2 * linear
+    target = f"{(full + linear) / 2:.3f}"
+    dry = ctl(hybrid, "morph", "--tpot-ms", target, "--context", "1800", "--batch", "1", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    seen = events(hybrid, "--tpot-ms", target, "--context", "1800", "--batch", "1", "--watch", "0",
+                  "--retry-lower")
+    assert 0 <= seen[-1]["to"].get("full_layers", 0) < 30
+    assert seen[-1]["predicted"]["tpot_ms"] <= float(target)
+    assert ctl(hybrid, "rollback").returncode == 0
+    low = ctl(hybrid, "morph", "--tpot-ms", f"{linear / 4:.3f}", "--context", "1800")
+    assert low.returncode == 1 and "TARGET_UNREACHABLE" in low.stderr
+
+
+def test_orders_that_contradict_the_server_are_refused(hybrid, morph):
+    from morphserve.v1 import morph_pb2 as pb
+
+    def order(key="k", **fields):
+        request = pb.MorphRequest(idempotency_key=key, **fields)
+        request.spec.target.full_layers = 12
+        return lambda: list(morph.Morph(request))
+
+    code = grpc.StatusCode
+    refused(order(key=""), code.INVALID_ARGUMENT, "FIELD_INVALID")
+    refused(order(expected_active_plan="p-0000000000000000"), code.ABORTED, "PLAN_CHANGED")
+    refused(order(traffic=2), code.INVALID_ARGUMENT, "FIELD_INVALID")
