@@ -90,6 +90,7 @@ void MorphStream::OnCancel() { End(absl::CancelledError("the caller went away"))
 void MorphStream::OnDone() {
   if (controller_ != nullptr) controller_->Unsubscribe(number_);
   done_(this);
+  { MutexLock lock(&mutex_); }  // Whoever finished the stream may still hold it.
   delete this;
 }
 
