@@ -106,8 +106,7 @@ std::vector<CostSetup> MakeCostSetups(const CostLimits& limits) {
     }
     setups.push_back(std::move(setup));
   };
-  for (int32_t rows = 1; rows <= limits.sequences_max; rows = rows < 4 ? rows + 1 : rows * 2) {
-    if (rows == 3) continue;
+  for (int32_t rows = 1; rows <= limits.sequences_max; rows = rows == 1 ? 4 : rows * 2) {
     const Contexts c = ContextsFor(limits, rows, 1);
     if (c.low < 1 || c.high <= c.low) break;
     const StepProbe::Step step{.rows = rows, .repeats = rows < 16 ? 5 : 3};
@@ -124,7 +123,7 @@ std::vector<CostSetup> MakeCostSetups(const CostLimits& limits) {
     }
     const Contexts c = ContextsFor(limits, 1, rows);
     if (c.high < 1) continue;
-    const StepProbe::Step step{.prefill = true, .rows = rows, .repeats = 1};
+    const StepProbe::Step step{.prefill = true, .rows = rows, .repeats = 1, .warm = false};
     const int32_t far = std::max(1, std::min(c.high, 2048) / 64 * 64);
     add(all, step, {0, far});
     add(all / 2, step, {far});

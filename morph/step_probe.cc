@@ -31,8 +31,9 @@ void StepProbe::EndRepeat() {
   const Step& step = steps_[ms_.size()];
   repeats_.push_back(pass_.busy_ms());
   in_pass_ = false;
-  if (static_cast<int32_t>(repeats_.size()) <= step.repeats) return;
-  std::vector<double> counted(repeats_.begin() + 1, repeats_.end());
+  const int32_t warm = step.warm ? 1 : 0;
+  if (static_cast<int32_t>(repeats_.size()) < step.repeats + warm) return;
+  std::vector<double> counted(repeats_.begin() + warm, repeats_.end());
   std::sort(counted.begin(), counted.end());
   ms_.push_back(counted[(counted.size() - 1) / 2]);
   repeats_.clear();

@@ -27,7 +27,8 @@ class StepProbe {
     bool prefill = false;
     int32_t rows = 1;     // Decode: sequences of a row each; prefill: rows of one sequence.
     int32_t context = 0;  // Tokens before the first row.
-    int32_t repeats = 3;  // After one that is not counted.
+    int32_t repeats = 3;
+    bool warm = true;  // One more before them, which is not counted.
   };
 
   // Measures `steps` on the same units: enough for the largest of them.
@@ -54,7 +55,7 @@ class StepProbe {
   LabPass pass_;
   bool in_pass_ = false;
   bool layers_done_ = false;
-  std::vector<double> repeats_;  // Of the current step, the uncounted one first.
+  std::vector<double> repeats_;  // Of the current step, a warm one first.
   std::vector<double> ms_;
 };
 
