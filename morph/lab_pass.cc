@@ -37,17 +37,24 @@ absl::StatusOr<bool> LabPass::Layers(Lab& lab, absl::Time until) {
   return layer_ < layers;
 }
 
-absl::StatusOr<LabPass::Block> LabPass::Logits(Lab& lab) {
+absl::StatusOr<LabPass::Block> LabPass::Logits(Lab& lab, absl::Time until) {
   Block block;
   block.first = row_;
-  block.count = std::min(lab.model->limits().logit_rows, batch_.rows() - row_);
-  if (block.count == 0) return block;
+  const int32_t most = std::min(lab.model->limits().logit_rows, batch_.rows() - row_);
+  if (most == 0) return block;
   const absl::Time begin = lab.clock->Now();
+  block.count = 1;
+  if (row_time_ > absl::ZeroDuration() && begin < until) {
+    const double fit = absl::FDivDuration(until - begin, row_time_);
+    block.count = static_cast<int32_t>(std::clamp(fit, 1.0, static_cast<double>(most)));
+  }
   MS_ASSIGN_OR_RETURN(
       block.logits, lab.model->LogitsOf(stream_.data() + int64_t{row_} * lab.model->config().hidden,
                                         block.count));
   row_ += block.count;
-  busy_ += lab.clock->Now() - begin;
+  const absl::Duration spent = lab.clock->Now() - begin;
+  busy_ += spent;
+  row_time_ = spent / block.count;
   return block;
 }
 

@@ -21,15 +21,15 @@ class LabPass {
   // Runs as many layers as fit before `until`, at least one. False: all layers are done.
   absl::StatusOr<bool> Layers(Lab& lab, absl::Time until);
 
-  // After the last layer: logits of the next rows of the batch, at most as many as the model has
-  // room for, and the index of the first of them; [count, vocab], valid until the next pass runs. A
-  // count of 0: there are no more.
+  // After the last layer: logits of the next rows of the batch, as many as fit before `until` and
+  // the model has room for, at least one, and the index of the first of them; [count, vocab], valid
+  // until the next pass runs. A count of 0: there are no more.
   struct Block {
     float* logits = nullptr;
     int32_t first = 0;
     int32_t count = 0;
   };
-  absl::StatusOr<Block> Logits(Lab& lab);
+  absl::StatusOr<Block> Logits(Lab& lab, absl::Time until);
 
   const StepBatch& batch() const { return batch_; }
   bool nonfinite() const { return nonfinite_; }  // A mixer gave or kept something not finite.
@@ -43,6 +43,7 @@ class LabPass {
   bool nonfinite_ = false;
   absl::Duration busy_;
   absl::Duration layer_time_;  // Of a layer of the last piece.
+  absl::Duration row_time_;    // Of a row of the last logits.
 };
 
 }  // namespace morphserve

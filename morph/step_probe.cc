@@ -68,7 +68,7 @@ absl::StatusOr<bool> StepProbe::Piece(Lab& lab, absl::Time until) {
   }
   // A prefill chunk gives logits of one row at most: not counted.
   if (!steps_[ms_.size()].prefill) {
-    MS_ASSIGN_OR_RETURN(const LabPass::Block block, pass_.Logits(lab));
+    MS_ASSIGN_OR_RETURN(const LabPass::Block block, pass_.Logits(lab, absl::InfiniteFuture()));
     if (block.count > 0) return true;
   }
   EndRepeat();

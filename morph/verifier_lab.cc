@@ -51,7 +51,7 @@ class PromptTask final : public LabTask {
       layers_done_ = !more;
       return true;
     }
-    MS_ASSIGN_OR_RETURN(const LabPass::Block block, pass_.Logits(lab));
+    MS_ASSIGN_OR_RETURN(const LabPass::Block block, pass_.Logits(lab, until));
     if (block.count > 0) {
       TakeBlock(lab, block);
       return true;

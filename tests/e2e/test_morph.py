@@ -107,10 +107,10 @@ def test_a_latency_target_is_met_or_refused_with_what_would_reach_it(hybrid, cli
     full = linear + costs["layers"] * (one["layer_ms"] + one["token_ms"] * 1800)
     assert full > 1.2 * linear
     target = f"{(full + linear) / 2:.3f}"
-    dry = ctl(hybrid, "morph", "--tpot-ms", target, "--context", "1800", "--batch", "1", "--dry-run")
+    load = ("--tpot-ms", target, "--context", "1800", "--batch", "1")
+    dry = ctl(hybrid, "morph", "--dry-run", *load)
     assert dry.returncode == 0, dry.stderr
-    seen = events(hybrid, "--tpot-ms", target, "--context", "1800", "--batch", "1", "--watch", "0",
-                  "--retry-lower")
+    seen = events(hybrid, *load, "--watch", "0", "--retry-lower")
     assert 0 <= seen[-1]["to"].get("full_layers", 0) < 30
     assert seen[-1]["predicted"]["tpot_ms"] <= float(target)
     assert ctl(hybrid, "rollback").returncode == 0
