@@ -253,8 +253,8 @@ v1::MorphRequest MorphTo(uint32_t full_layers, const std::string& key) {
 }
 
 // Every message of a morph, and the status at the end.
-grpc::Status Run(v1::Morph::Stub* stub, const v1::MorphRequest& request,
-                 std::vector<v1::MorphProgress>* messages) {
+grpc::Status RunToEnd(v1::Morph::Stub* stub, const v1::MorphRequest& request,
+                      std::vector<v1::MorphProgress>* messages) {
   grpc::ClientContext context;
   const auto reader = stub->Morph(&context, request);
   v1::MorphProgress progress;
@@ -270,7 +270,7 @@ TEST(MorphService, MorphsStreamTheirPhasesAndRollBack) {
   const auto watch = fixture.stub().WatchMorph(&watch_context, {});
   watch->WaitForInitialMetadata();
   std::vector<v1::MorphProgress> messages;
-  ASSERT_TRUE(Run(&fixture.stub(), MorphTo(1, "k1"), &messages).ok());
+  ASSERT_TRUE(RunToEnd(&fixture.stub(), MorphTo(1, "k1"), &messages).ok());
   ASSERT_FALSE(messages.empty());
   EXPECT_EQ(messages.front().phase(), v1::MorphProgress::PHASE_SELECTING);
   EXPECT_EQ(messages.back().phase(), v1::MorphProgress::PHASE_APPLIED) << messages.back().reason();
@@ -279,9 +279,9 @@ TEST(MorphService, MorphsStreamTheirPhasesAndRollBack) {
   EXPECT_EQ(fixture.engine().plans().active()->full_layers(), 1);
   // The same key replays; another body under it is refused.
   std::vector<v1::MorphProgress> again;
-  ASSERT_TRUE(Run(&fixture.stub(), MorphTo(1, "k1"), &again).ok());
+  ASSERT_TRUE(RunToEnd(&fixture.stub(), MorphTo(1, "k1"), &again).ok());
   EXPECT_EQ(again.back().morph_id(), messages.back().morph_id());
-  EXPECT_EQ(ReasonIn(Run(&fixture.stub(), MorphTo(2, "k1"), &again)), "KEY_REUSED");
+  EXPECT_EQ(ReasonIn(RunToEnd(&fixture.stub(), MorphTo(2, "k1"), &again)), "KEY_REUSED");
 
   v1::RollbackPlanRequest back;
   back.set_idempotency_key("r1");
@@ -304,7 +304,7 @@ TEST(MorphService, OrdersAreChecked) {
   const auto refusal = [&](auto change) {
     v1::MorphRequest request = MorphTo(1, "k");
     change(&request);
-    const grpc::Status status = Run(&fixture.stub(), request, &none);
+    const grpc::Status status = RunToEnd(&fixture.stub(), request, &none);
     EXPECT_TRUE(none.empty());
     return ReasonIn(status);
   };
