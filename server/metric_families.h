@@ -64,6 +64,14 @@ inline constexpr std::array<std::string_view, 3> kGuards = {"logits", "mixer", "
 inline constexpr std::array<std::string_view, 4> kAuthCauses = {"missing", "malformed", "unknown",
                                                                 "scope"};
 
+// Phases of a morph that is under way, by MorphPhase from kSelecting on.
+inline constexpr std::array<const char*, 5> kMorphPhases = {"selecting", "preparing", "canary",
+                                                            "switched", "watching"};
+inline constexpr std::array<const char*, 3> kMorphResults = {"applied", "rolled_back", "failed"};
+// The last stands for every other.
+inline constexpr std::array<std::string_view, 5> kRollbackCauses = {
+    "TARGET_MISSED", "GUARD_TRIPPED", "PLAN_WITHDRAWN", "ROLLED_BACK", "other"};
+
 // A family of the table of metrics, with its help. CHECKs that the table has it, with this type.
 Family<Counter>& Counters(prometheus::Registry& registry, const char* name);
 Family<Gauge>& Gauges(prometheus::Registry& registry, const char* name);
@@ -214,6 +222,10 @@ struct ServerMetrics::Families {
   std::array<Counter*, labels::kRejections.size() + 1>
       rejection_by_reason{};  // The last is "other".
   std::array<Counter*, 4> auth_by_cause{};
+  std::array<Gauge*, labels::kMorphPhases.size()> morph_in_phase{};
+  std::array<Counter*, labels::kMorphResults.size()> morphs_by_result{};
+  std::array<Histogram*, labels::kMorphResults.size()> morph_time_by_result{};
+  std::array<Counter*, labels::kRollbackCauses.size()> rollback_by_cause{};
   std::array<Counter*, labels::kLimits.size()> limited_by{};
   std::array<Counter*, labels::kPoints.size()> stored_at{};
   std::array<Counter*, labels::kPoints.size()> hit_at{};

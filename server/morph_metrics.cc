@@ -1,7 +1,5 @@
 // What ServerMetrics keeps of morphs.
-#include <array>
-#include <string>
-#include <utility>
+#include <algorithm>
 
 #include "server/metric_families.h"
 #include "server/server_metrics.h"
@@ -9,18 +7,12 @@
 namespace morphserve {
 namespace {
 
-constexpr std::array<std::pair<MorphPhase, const char*>, 5> kPhases = {
-    {{MorphPhase::kSelecting, "selecting"},
-     {MorphPhase::kPreparing, "preparing"},
-     {MorphPhase::kCanary, "canary"},
-     {MorphPhase::kSwitched, "switched"},
-     {MorphPhase::kWatching, "watching"}}};
-
-const char* ResultName(MorphPhase phase) {
+// Its place in kMorphResults.
+size_t ResultOf(MorphPhase phase) {
   switch (phase) {
-    case MorphPhase::kApplied: return "applied";
-    case MorphPhase::kRolledBack: return "rolled_back";
-    default: return "failed";
+    case MorphPhase::kApplied: return 0;
+    case MorphPhase::kRolledBack: return 1;
+    default: return 2;
   }
 }
 
@@ -33,8 +25,8 @@ void ServerMetrics::OnMorph(const MorphEvent& event) {
     if (event.sequence == 1) morph_began_ = event.at;
     began = morph_began_;
   }
-  for (const auto& [phase, name] : kPhases) {
-    families_->morph_phase.Add({{"phase", name}}).Set(event.phase == phase ? 1 : 0);
+  for (size_t i = 0; i < families_->morph_in_phase.size(); ++i) {
+    families_->morph_in_phase[i]->Set(static_cast<size_t>(event.phase) == i ? 1 : 0);
   }
   if (event.predicted.has_value()) {
     families_->predicted_tpot_now.Set(event.predicted->tpot_ms.value_or(0) / 1000);
@@ -50,12 +42,13 @@ void ServerMetrics::OnMorph(const MorphEvent& event) {
   const double seconds = absl::ToDoubleSeconds(event.at - began);
   if (event.phase == MorphPhase::kSwitched) families_->morph_switch_all.Observe(seconds);
   if (!IsFinal(event.phase)) return;
-  const std::string result = ResultName(event.phase);
-  families_->morphs.Add({{"result", result}}).Increment();
-  families_->morph_duration.Add({{"result", result}}, LongBuckets()).Observe(seconds);
-  if (event.phase == MorphPhase::kRolledBack) {
-    families_->rollbacks.Add({{"cause", event.reason}}).Increment();
-  }
+  const size_t result = ResultOf(event.phase);
+  families_->morphs_by_result[result]->Increment();
+  families_->morph_time_by_result[result]->Observe(seconds);
+  if (event.phase != MorphPhase::kRolledBack) return;
+  const auto& causes = labels::kRollbackCauses;
+  const auto known = std::find(causes.begin(), causes.end() - 1, event.reason);
+  families_->rollback_by_cause[static_cast<size_t>(known - causes.begin())]->Increment();
 }
 
 }  // namespace morphserve

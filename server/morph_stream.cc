@@ -23,10 +23,17 @@ void MorphStream::Show(MorphController* controller, const std::string& morph_id)
   if (number.ok()) {
     controller_ = controller;
     number_ = *number;
-  } else {
-    ending_ = true;
-    end_ = number.status();
+    StartSendInitialMetadata();  // Tells the client that it misses nothing from here on.
+    return;
   }
+  ending_ = true;
+  end_ = number.status();
+  in_flight_ = false;
+  Pump();
+}
+
+void MorphStream::OnSendInitialMetadataDone(bool) {
+  MutexLock lock(&mutex_);
   in_flight_ = false;
   Pump();
 }

@@ -33,6 +33,7 @@ class MorphStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  private:
   static constexpr size_t kUnreadMax = 64;
 
+  void OnSendInitialMetadataDone(bool ok) override;
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
   void OnDone() override;
@@ -53,7 +54,7 @@ class MorphStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   };
   std::deque<Unread> unread_ ABSL_GUARDED_BY(mutex_);
   grpc::ByteBuffer writing_ ABSL_GUARDED_BY(mutex_);
-  bool in_flight_ ABSL_GUARDED_BY(mutex_) = true;  // Until Show has done its part.
+  bool in_flight_ ABSL_GUARDED_BY(mutex_) = true;  // Until the stream has begun.
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;    // Finish once nothing is unread.
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status end_ ABSL_GUARDED_BY(mutex_);

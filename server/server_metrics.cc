@@ -55,6 +55,18 @@ ServerMetrics::ServerMetrics()
     families_->auth_by_cause[i] =
         &families_->auth_failures.Add({{"cause", std::string(kAuthCauses[i])}});
   }
+  for (size_t i = 0; i < kMorphPhases.size(); ++i) {
+    families_->morph_in_phase[i] = &families_->morph_phase.Add({{"phase", kMorphPhases[i]}});
+  }
+  for (size_t i = 0; i < kMorphResults.size(); ++i) {
+    const prometheus::Labels result = {{"result", kMorphResults[i]}};
+    families_->morphs_by_result[i] = &families_->morphs.Add(result);
+    families_->morph_time_by_result[i] = &families_->morph_duration.Add(result, LongBuckets());
+  }
+  for (size_t i = 0; i < kRollbackCauses.size(); ++i) {
+    families_->rollback_by_cause[i] =
+        &families_->rollbacks.Add({{"cause", std::string(kRollbackCauses[i])}});
+  }
   for (size_t i = 0; i < kLimits.size(); ++i) {
     families_->limited_by[i] = &families_->hit_limited.Add({{"by", kLimits[i]}});
   }
