@@ -191,7 +191,8 @@ class ToyReference {
     const auto part = [&](int32_t first, int32_t count) {
       return Columns(down, Size(columns.width), Size(first), Size(count));
     };
-    Values mixed = Recurrent(c, w, b, normed, part(columns.a, c.heads), part(columns.b, c.heads),
+    const int32_t deltas = c.kind == BranchKind::kLightning ? 0 : c.heads;  // Columns of a, b.
+    Values mixed = Recurrent(c, w, b, normed, part(columns.a, deltas), part(columns.b, deltas),
                              part(columns.gate, c.gate_rank), part);
     if (c.has_window()) {
       Values gates = part(columns.window, c.heads);
