@@ -19,8 +19,11 @@ using labels::kAuthCauses;
 using labels::kCodes;
 using labels::kGuards;
 using labels::kLimits;
+using labels::kMorphPhases;
+using labels::kMorphResults;
 using labels::kPoints;
 using labels::kRejections;
+using labels::kRollbackCauses;
 
 namespace {
 
