@@ -148,7 +148,7 @@ constexpr SettingField kTable[] = {
      "divergence from the all-full plan that a canary passes, nats a token", MS_AT(morph.kl_max)},
     {"morph.watch_s", Kind::kNumber, "60", 0, kDay, "", "how long a plan is watched after a switch",
      MS_AT(morph.watch_s)},
-    {"morph.latency_share_max", Kind::kNumber, "0.10", 0.01, 1, "",
+    {"morph.latency_share_max", Kind::kNumber, "0.1", 0.01, 1, "",
      "share of a step's time that a morph's work may add to it", MS_AT(morph.latency_share_max)},
     {"morph.cost_cache", Kind::kPath, "", 0, 0, "",
      "file that keeps measured costs over restarts; unset: measured at the first need",
