@@ -123,21 +123,21 @@ PYTHON
 
 # The active plan changes while a stream runs, and back.
 morph_live() {
-  local ctl=("${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}") target stream_pid
+  local call=("${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}") target stream_pid
   say "A live morph: what do steps cost on this machine? (seconds, once)"
   target="$(middle_target "${LONG_PROMPT}")" || die "the costs were not measured"
-  "${ctl[@]}" costs
+  "${call[@]}" costs
   say "From now on ${target} ms a token at ${LONG_PROMPT} tokens, please; meanwhile a stream runs"
-  "${ctl[@]}" generate --prompt "Once upon a time" --max-tokens 400 --ignore-eos \
+  "${call[@]}" generate --prompt "Once upon a time" --max-tokens 400 --ignore-eos \
     --temperature 0 --stats >"${RUN}/stream.txt" 2>&1 &
   stream_pid=$!
-  "${ctl[@]}" morph --tpot-ms "${target}" --context "${LONG_PROMPT}" --batch 1 --watch 2 ||
+  "${call[@]}" morph --tpot-ms "${target}" --context "${LONG_PROMPT}" --batch 1 --watch 2 ||
     die "the morph was not applied"
   wait "${stream_pid}" || die "the stream was harmed: $(tail -n 3 "${RUN}/stream.txt")"
   note "the stream ran on, on the plan it began with:"
   tail -n 1 "${RUN}/stream.txt"
   say "And back"
-  "${ctl[@]}" rollback
+  "${call[@]}" rollback
 }
 
 what_next() {

@@ -144,7 +144,7 @@ constexpr SettingField kTable[] = {
      MS_AT(plans.history)},
     {"morph.canary_prompts", Kind::kCount, "8", 0, 8, "",
      "probe prompts that a plan answers before it serves; 0: none", MS_AT(morph.canary_prompts)},
-    {"morph.kl_max", Kind::kNumber, "0.10", 0, 100, "",
+    {"morph.kl_max", Kind::kNumber, "0.1", 0, 100, "",
      "divergence from the all-full plan that a canary passes, nats a token", MS_AT(morph.kl_max)},
     {"morph.watch_s", Kind::kNumber, "60", 0, kDay, "", "how long a plan is watched after a switch",
      MS_AT(morph.watch_s)},
