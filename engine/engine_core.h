@@ -144,6 +144,7 @@ class EngineCore {
 
   // Scratch of one step.
   StepBatch batch_;
+  std::vector<std::shared_ptr<const LayerPlan>> step_plans_;  // Distinct; the report names them.
   std::vector<Scheduled> scheduled_;
   StepResult result_;
   StepReport report_;

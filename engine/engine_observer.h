@@ -26,7 +26,14 @@ struct StepReport {
     int32_t prompt_tokens = 0;
     int32_t output_tokens = 0;
   };
-  std::vector<PlanTokens> by_plan;
+  std::vector<PlanTokens> by_plan;  // Ids live until the observer returns.
+  PlanTokens& Of(std::string_view plan_id) {
+    for (PlanTokens& tokens : by_plan) {
+      if (tokens.plan_id == plan_id) return tokens;
+    }
+    by_plan.push_back({.plan_id = plan_id});
+    return by_plan.back();
+  }
 };
 
 enum class PreemptedBy : uint8_t { kPage, kSlot };
