@@ -58,8 +58,9 @@ gtest() {
   local preset="$1" program="$2" report="${REPORTS}/$1-$2.xml" code=0
   shift 2
   section "${program} (${preset})"
-  "${ROOT}/build/${preset}/bin/${program}" --gtest_brief=1 "--gtest_output=xml:${report}" "$@" ||
-    code=$?
+  # A program that hangs is a failure, not a run without an end.
+  timeout --kill-after=10 1200 "${ROOT}/build/${preset}/bin/${program}" --gtest_brief=1 \
+    "--gtest_output=xml:${report}" "$@" || code=$?
   if [[ ! -s "${report}" ]]; then
     failed_step "${program} of preset ${preset} ended with code ${code}"
   elif [[ "${code}" -ne 0 ]] && ! grep -q '<failure' "${report}"; then
