@@ -102,7 +102,7 @@ run_asan() {
 
 run_tsan() {
   build tsan all || return
-  gtest tsan kernels_tests --gtest_filter='*ThreadPool*'
+  gtest tsan kernels_tests --gtest_filter='*PoolTest*'
   gtest tsan text_tests
   # Without the goldens and the tests that start no second thread.
   gtest tsan engine_tests \
