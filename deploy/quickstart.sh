@@ -123,7 +123,7 @@ PYTHON
 
 # The active plan changes while a stream runs, and back.
 morph_live() {
-  local call=("${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}") target stream_pid
+  local call=("${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}") target stream_pid applied=yes
   say "A live morph: what do steps cost on this machine? (seconds, once)"
   target="$(middle_target "${LONG_PROMPT}")" || die "the costs were not measured"
   "${call[@]}" costs
@@ -131,11 +131,16 @@ morph_live() {
   "${call[@]}" generate --prompt "Once upon a time" --max-tokens 400 --ignore-eos \
     --temperature 0 --stats >"${RUN}/stream.txt" 2>&1 &
   stream_pid=$!
-  "${call[@]}" morph --tpot-ms "${target}" --context "${LONG_PROMPT}" --batch 1 --watch 2 ||
-    die "the morph was not applied"
+  # A busy machine can miss a target that it would meet when quiet: then the old plan serves on.
+  "${call[@]}" morph --tpot-ms "${target}" --context "${LONG_PROMPT}" --batch 1 --watch 2 \
+    --retry-lower || applied=no
   wait "${stream_pid}" || die "the stream was harmed: $(tail -n 3 "${RUN}/stream.txt")"
   note "the stream ran on, on the plan it began with:"
   tail -n 1 "${RUN}/stream.txt"
+  if [[ "${applied}" == no ]]; then
+    note "the target was missed just now, so the plan that served goes on serving"
+    return
+  fi
   say "And back"
   "${call[@]}" rollback
 }
