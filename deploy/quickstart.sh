@@ -128,7 +128,7 @@ morph_live() {
   target="$(middle_target "${LONG_PROMPT}")" || die "the costs were not measured"
   "${call[@]}" costs
   say "From now on ${target} ms a token at ${LONG_PROMPT} tokens, please; meanwhile a stream runs"
-  "${call[@]}" generate --prompt "Once upon a time" --max-tokens 400 --ignore-eos \
+  "${call[@]}" chat --prompt "Tell me a long story about a river." --max-tokens 400 --ignore-eos \
     --temperature 0 --stats >"${RUN}/stream.txt" 2>&1 &
   stream_pid=$!
   # A busy machine can miss a target that it would meet when quiet: then the old plan serves on.
