@@ -123,7 +123,8 @@ PYTHON
 
 # The active plan changes while a stream runs, and back.
 morph_live() {
-  local call=("${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}") target stream_pid applied=yes
+  local call=("${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}")
+  local target stream_pid applied=yes
   say "A live morph: what do steps cost on this machine? (seconds, once)"
   target="$(middle_target "${LONG_PROMPT}")" || die "the costs were not measured"
   "${call[@]}" costs
