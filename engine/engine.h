@@ -36,14 +36,8 @@ struct EngineLoad {
   int64_t waiting_tokens = 0;
   int32_t preempted = 0;
   int64_t arena_bytes = 0;
-  int64_t pages_total = 0;
-  int64_t pages_running = 0;
-  int64_t pages_cached = 0;
-  int64_t pages_free = 0;
-  CacheUsage cache;  // The whole of it.
+  CacheUsage cache;
   std::vector<std::pair<std::string, int32_t>> running_by_plan;
-  int64_t recomputed_tokens = 0;  // Counters: after preemption.
-  int64_t spills = 0;
   double step_ms_p50 = 0;
   double tokens_per_second = 0;
   double oldest_wait_ms = 0;

@@ -57,7 +57,6 @@ class EngineCore {
   int32_t output_tokens_of_last_step() const { return last_output_tokens_; }
   double last_step_ms() const { return last_step_ms_; }
   int32_t preempted_waiting() const;
-  int64_t recomputed_tokens() const { return recomputed_tokens_; }
   int64_t spills() const { return spills_; }
   const PlanMeter& plan_meter() const { return plan_meter_; }
   // Requests running by plan id.
@@ -135,7 +134,6 @@ class EngineCore {
   uint64_t steps_ = 0;
   double last_step_ms_ = 0;
   int32_t last_output_tokens_ = 0;
-  int64_t recomputed_tokens_ = 0;
   int64_t spills_ = 0;
   uint64_t plans_version_ = 0;  // Of the registry, when waiting requests were last checked.
   GuardLedger guards_;

@@ -43,7 +43,6 @@ void EngineCore::BuildBatch(const std::vector<ScheduledRows>& rows) {
       *counter += entry.rows;
       if (sequence.preemptions > 0) {
         sequence.request->recomputed_tokens += entry.rows;
-        recomputed_tokens_ += entry.rows;
       } else {
         report_.Of(sequence.plan->id()).prompt_tokens += entry.rows;
       }

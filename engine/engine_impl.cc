@@ -71,6 +71,19 @@ EngineImpl::~EngineImpl() {
   thread_.join();
 }
 
+// The prefix cache is asked only when a cold run would be too late: that waits for a step.
+absl::Status EngineImpl::CheckDeadlineOf(const Request& request, const LayerPlan& plan) {
+  const absl::Time now = clock_->Now();
+  const absl::Status cold =
+      CheckDeadline(request, parts_.options, *parts_.cost, /*cached_tokens=*/0, now);
+  if (ReasonOf(cold) != reason::kDeadlineUnreachable || !parts_.options.prefix_cache ||
+      request.cache.bypass) {
+    return cold;
+  }
+  const int32_t cached = CachedTokens(plan.id(), request.cache.salt, request.prompt);
+  return CheckDeadline(request, parts_.options, *parts_.cost, cached, now);
+}
+
 absl::Status EngineImpl::Submit(Request request, std::shared_ptr<TokenSink> sink) {
   std::shared_ptr<const LayerPlan> plan;  // Null: whichever is active when it starts.
   if (request.plan_id.has_value()) {
@@ -82,9 +95,9 @@ absl::Status EngineImpl::Submit(Request request, std::shared_ptr<TokenSink> sink
     }
     plan = *std::move(named);
   }
-  MS_RETURN_IF_ERROR(CheckRequest(request, plan != nullptr ? *plan : *parts_.plans->active(),
-                                  parts_.info, parts_.options));
-  MS_RETURN_IF_ERROR(CheckDeadline(request, parts_.options, *parts_.cost, clock_->Now()));
+  const std::shared_ptr<const LayerPlan> likely = plan != nullptr ? plan : parts_.plans->active();
+  MS_RETURN_IF_ERROR(CheckRequest(request, *likely, parts_.info, parts_.options));
+  MS_RETURN_IF_ERROR(CheckDeadlineOf(request, *likely));
   const auto prompt = static_cast<int64_t>(request.prompt.size());
   const EngineOptions& options = parts_.options;
   {
@@ -136,6 +149,7 @@ void EngineImpl::RunBetweenSteps(absl::AnyInvocable<void()> task) {
   std::promise<void> done;
   {
     MutexLock lock(&mutex_);
+    if (ending_) return;  // Nobody would run it.
     tasks_.push_back([&task, &done] {
       task();
       done.set_value();
@@ -267,8 +281,6 @@ void EngineImpl::Publish(bool worked) {
   load.arena_bytes = parts_.info.memory.arena_bytes;
   load.cache = parts_.caches->Usage();
   load.running_by_plan = core_.RunningByPlan();
-  load.recomputed_tokens = core_.recomputed_tokens();
-  load.spills = core_.spills();
   const absl::Time now = clock_->Now();
   absl::Time oldest = now;
   for (const Sequence* sequence : core_.scheduler().waiting()) {

@@ -78,7 +78,8 @@ class EngineImpl final : public Engine {
     absl::Status status;
   };
 
-  // Runs `task` on the engine thread between two steps and waits for it.
+  absl::Status CheckDeadlineOf(const Request& request, const LayerPlan& plan);
+  // Runs `task` on the engine thread between two steps and waits for it; not when the engine ends.
   void RunBetweenSteps(absl::AnyInvocable<void()> task);
   void Loop();
   // Moves what other threads left into the core. False when the engine ends.

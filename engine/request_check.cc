@@ -46,11 +46,12 @@ absl::Status CheckRequest(const Request& request, const LayerPlan& plan, const E
 }
 
 absl::Status CheckDeadline(const Request& request, const EngineOptions& options,
-                           const StepCost& cost, absl::Time now) {
+                           const StepCost& cost, int32_t cached_tokens, absl::Time now) {
   const double left_ms = absl::ToDoubleMilliseconds(request.deadline - now);
   double needed_ms = 0;
   if (options.deadline_admission) {
-    needed_ms = cost.best_prefill_row_ms() * static_cast<double>(request.prompt.size());
+    const auto computed = static_cast<int32_t>(request.prompt.size()) - cached_tokens;
+    needed_ms = cost.best_prefill_row_ms() * computed;
     if (request.require_complete) {
       needed_ms += cost.best_decode_ms() * request.stopping.max_tokens;
     }

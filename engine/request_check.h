@@ -17,6 +17,6 @@ absl::Status CheckRequest(const Request& request, const LayerPlan& plan, const E
 // DEADLINE_EXCEEDED when the deadline has passed, or cannot be met even by an idle engine that
 // finds `cached_tokens` of the prompt in its cache.
 absl::Status CheckDeadline(const Request& request, const EngineOptions& options,
-                           const StepCost& cost, absl::Time now);
+                           const StepCost& cost, int32_t cached_tokens, absl::Time now);
 
 }  // namespace morphserve
