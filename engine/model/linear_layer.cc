@@ -13,47 +13,38 @@ const float* DataOrNull(const std::vector<float>& values) {
   return values.empty() ? nullptr : values.data();
 }
 
-// Fills buffers.qkv, the recurrent mixer's input, from the base's projections and low-rank changes.
-absl::Status SharedProjections(const LayerContext& c, const LinearWeights& w,
-                               const DownColumns& columns, const StepRows& rows) {
-  const ModelBuffers& b = *c.buffers;
-  const int32_t head_dim = c.branches->head_dim;
-  const int32_t width = c.branches->heads * head_dim;
-  const int32_t kv_width = c.config->kv_heads * c.config->head_dim;
-  const std::array<kernels::LowRankPart, 4> parts = {{{.weights = &w.bq,
-                                                       .x_column = columns.q,
-                                                       .base = b.q,
-                                                       .base_stride = width,
-                                                       .base_width = width,
-                                                       .head_dim = head_dim,
-                                                       .n = width,
-                                                       .y = b.qkv,
-                                                       .y_stride = 3 * width},
-                                                      {.weights = &w.bk,
-                                                       .x_column = columns.k,
-                                                       .base = b.k,
-                                                       .base_stride = kv_width,
-                                                       .base_width = kv_width,
-                                                       .head_dim = head_dim,
-                                                       .n = width,
-                                                       .y = b.qkv + width,
-                                                       .y_stride = 3 * width},
-                                                      {.weights = &w.bv,
-                                                       .x_column = columns.v,
-                                                       .base = b.v,
-                                                       .base_stride = kv_width,
-                                                       .base_width = kv_width,
-                                                       .head_dim = head_dim,
-                                                       .n = width,
-                                                       .y = b.qkv + 2 * width,
-                                                       .y_stride = 3 * width},
-                                                      {.weights = &w.gu,
-                                                       .bias = DataOrNull(w.gb),
-                                                       .x_column = columns.gate,
-                                                       .n = width,
-                                                       .y = b.z,
-                                                       .y_stride = width}}};
-  return c.backend->low_rank({.x = b.down,
+// One third of the recurrent mixer's input (0: q, 1: k, 2: v): a base projection spread over all
+// heads and, with `up`, its low-rank change.
+kernels::LowRankPart Third(const LayerContext& c, int32_t third, const float* base,
+                           int32_t base_width, const kernels::PackedMatrix* up = nullptr,
+                           int32_t column = 0) {
+  const int32_t width = c.branches->heads * c.branches->head_dim;
+  return {.weights = up,
+          .x_column = column,
+          .base = base,
+          .base_stride = base_width,
+          .base_width = base_width,
+          .head_dim = c.branches->head_dim,
+          .n = width,
+          .y = c.buffers->qkv + third * width,
+          .y_stride = 3 * width};
+}
+
+// The output gate before its activation.
+kernels::LowRankPart Gate(const LayerContext& c, const LinearWeights& w,
+                          const DownColumns& columns) {
+  const int32_t width = c.branches->heads * c.branches->head_dim;
+  return {.weights = &w.gu,
+          .bias = DataOrNull(w.gb),
+          .x_column = columns.gate,
+          .n = width,
+          .y = c.buffers->z,
+          .y_stride = width};
+}
+
+absl::Status FromDown(const LayerContext& c, const DownColumns& columns, const StepRows& rows,
+                      std::span<const kernels::LowRankPart> parts) {
+  return c.backend->low_rank({.x = c.buffers->down,
                               .x_stride = columns.width,
                               .rows = rows.linear.count(),
                               .row_list = rows.linear.list(),
@@ -61,43 +52,31 @@ absl::Status SharedProjections(const LayerContext& c, const LinearWeights& w,
                              c.stream);
 }
 
+// Fills buffers.qkv and buffers.z from the base's projections and low-rank changes.
+absl::Status SharedProjections(const LayerContext& c, const LinearWeights& w,
+                               const DownColumns& columns, const StepRows& rows) {
+  const ModelBuffers& b = *c.buffers;
+  const int32_t kv_width = c.config->kv_heads * c.config->head_dim;
+  const std::array<kernels::LowRankPart, 4> parts = {
+      Third(c, 0, b.q, c.branches->heads * c.branches->head_dim, &w.bq, columns.q),
+      Third(c, 1, b.k, kv_width, &w.bk, columns.k), Third(c, 2, b.v, kv_width, &w.bv, columns.v),
+      Gate(c, w, columns)};
+  return FromDown(c, columns, rows, parts);
+}
+
+// The same from projections of the branch's own.
 absl::Status OwnProjections(const LayerContext& c, const LinearWeights& w,
                             const DownColumns& columns, const StepRows& rows) {
   const ModelBuffers& b = *c.buffers;
-  const int32_t head_dim = c.branches->head_dim;
-  const int32_t width = c.branches->heads * head_dim;
   const int32_t kv_width = c.config->kv_heads * c.config->head_dim;
   const std::array<kernels::MatmulPart, 3> products = {
-      {{.weights = &w.wq, .y = b.qkv, .y_stride = 3 * width},
+      {{.weights = &w.wq, .y = b.qkv, .y_stride = 3 * c.branches->heads * c.branches->head_dim},
        {.weights = &w.wk, .y = b.own_k, .y_stride = kv_width},
        {.weights = &w.wv, .y = b.own_v, .y_stride = kv_width}}};
   MS_RETURN_IF_ERROR(ListedMatmul(c, b.normed, c.config->hidden, rows.linear, products));
-  const std::array<kernels::LowRankPart, 3> parts = {{{.base = b.own_k,
-                                                       .base_stride = kv_width,
-                                                       .base_width = kv_width,
-                                                       .head_dim = head_dim,
-                                                       .n = width,
-                                                       .y = b.qkv + width,
-                                                       .y_stride = 3 * width},
-                                                      {.base = b.own_v,
-                                                       .base_stride = kv_width,
-                                                       .base_width = kv_width,
-                                                       .head_dim = head_dim,
-                                                       .n = width,
-                                                       .y = b.qkv + 2 * width,
-                                                       .y_stride = 3 * width},
-                                                      {.weights = &w.gu,
-                                                       .bias = DataOrNull(w.gb),
-                                                       .x_column = columns.gate,
-                                                       .n = width,
-                                                       .y = b.z,
-                                                       .y_stride = width}}};
-  return c.backend->low_rank({.x = b.down,
-                              .x_stride = columns.width,
-                              .rows = rows.linear.count(),
-                              .row_list = rows.linear.list(),
-                              .parts = parts},
-                             c.stream);
+  const std::array<kernels::LowRankPart, 3> parts = {
+      Third(c, 1, b.own_k, kv_width), Third(c, 2, b.own_v, kv_width), Gate(c, w, columns)};
+  return FromDown(c, columns, rows, parts);
 }
 
 absl::Status Recurrent(const LayerContext& c, const LinearWeights& w, const DownColumns& columns,
