@@ -46,17 +46,12 @@ absl::StatusOr<std::vector<LayerKind>> KindsOf(const BranchesRanking* ranking,
     fresh.order = selection->order;
     return RankedKinds(&fresh, layers, k);
   }
-  if (ranking == nullptr || !ranking->order.empty()) return RankedKinds(ranking, layers, k);
-  if (k == 0 || k == layers) return RankedKinds(nullptr, layers, k);
-  for (const std::vector<int32_t>& set : ranking->sets) {
-    if (static_cast<int32_t>(set.size()) != k) continue;
-    std::vector<LayerKind> kinds(static_cast<size_t>(layers), LayerKind::kLinear);
-    for (const int32_t layer : set) kinds[static_cast<size_t>(layer)] = LayerKind::kFull;
-    return kinds;
+  auto kinds = RankedKinds(ranking, layers, k);
+  if (absl::IsNotFound(kinds.status())) {
+    return WithReason(absl::UnimplementedError(kinds.status().message()),
+                      reason::kSelectorUnavailable);
   }
-  return WithReason(absl::UnimplementedError(absl::StrFormat(
-                        "selector %s has no stored set of %d layers", ranking->selector, k)),
-                    reason::kSelectorUnavailable);
+  return kinds;
 }
 
 absl::StatusOr<PlanChoice> ChooseForTarget(Engine* engine, const Target& target,

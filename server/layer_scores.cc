@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/status_macros.h"
+#include "engine/model/stored_plans.h"
 #include "server/errors.h"
 #include "server/plan_messages.h"
 
@@ -47,16 +48,54 @@ void FillScores(const BranchesRanking& ranking, v1::GetLayerScoresResponse* out)
   }
 }
 
-// The plan that keeps the first `full_layers` of the order, or evenly spaced layers without one.
-absl::StatusOr<std::shared_ptr<const LayerPlan>> PlanOf(const Engine& engine,
-                                                        const BranchesRanking* ranking,
-                                                        int32_t full_layers) {
-  if (ranking == nullptr) return engine.RankedPlan(full_layers);
-  std::vector<LayerKind> kinds(ranking->order.size(), LayerKind::kLinear);
-  for (int32_t i = 0; i < full_layers; ++i) {
-    kinds[static_cast<size_t>(ranking->order[static_cast<size_t>(i)])] = LayerKind::kFull;
+// The plan of every budget; of a ranking that has sets only, of their sizes and the two ends.
+absl::Status FillBudgets(const Engine& engine, const BranchesRanking* ranking,
+                         v1::GetLayerScoresResponse* out) {
+  const int32_t layers = engine.info().layers;
+  for (int32_t k = 0; k <= layers; ++k) {
+    auto kinds = RankedKinds(ranking, layers, k);
+    if (absl::IsNotFound(kinds.status())) continue;
+    MS_RETURN_IF_ERROR(kinds.status());
+    MS_ASSIGN_OR_RETURN(const auto plan, engine.MakePlan(*std::move(kinds)));
+    FillBarePlan(engine, *plan, out->add_by_budget());
   }
-  return engine.MakePlan(std::move(kinds));
+  return absl::OkStatus();
+}
+
+void FillRanking(const BranchesRanking& from, v1::Ranking* out) {
+  out->set_method(RankingName(from));
+  out->set_selector(from.selector);
+  out->set_context_tokens(static_cast<uint32_t>(from.context));
+  out->set_seed(static_cast<uint64_t>(from.seed));
+  out->set_source(v1::RANKING_SOURCE_BRANCHES_FILE);
+  out->set_is_default(from.is_default);
+  out->set_stale(from.stale);
+  for (const int32_t layer : from.order) out->add_order(static_cast<uint32_t>(layer));
+  for (const double gate : from.gates) out->add_gates(gate);
+}
+
+void FillMeasured(const BranchesQuality& from, v1::MeasuredSet* out) {
+  out->set_selector(from.selector);
+  out->set_full_layers(static_cast<uint32_t>(from.k));
+  for (const int32_t layer : from.layers) out->add_layers(static_cast<uint32_t>(layer));
+  out->set_kl(from.kl);
+  out->set_perplexity(from.ppl);
+  for (const auto& [test, share] : from.recall) (*out->mutable_recall())[test] = share;
+  out->set_source(v1::RANKING_SOURCE_BRANCHES_FILE);
+}
+
+// Everything that is known of the layers, whatever method was asked.
+void FillKnown(const BranchesHeader& branches, v1::GetLayerScoresResponse* out) {
+  for (const BranchesRanking& ranking : branches.rankings) {
+    FillRanking(ranking, out->add_rankings());
+  }
+  for (const std::vector<double>& row : branches.interaction) {
+    for (const double value : row) out->add_interaction(value);
+  }
+  if (!branches.interaction.empty()) {
+    out->set_interaction_source(v1::RANKING_SOURCE_BRANCHES_FILE);
+  }
+  for (const BranchesQuality& row : branches.quality) FillMeasured(row, out->add_measured());
 }
 
 }  // namespace
@@ -81,10 +120,8 @@ absl::StatusOr<v1::GetLayerScoresResponse> MakeLayerScores(const Engine& engine,
   if (ranking == nullptr && !uniform) return UnknownMethod(method, out);
   out.set_method(ranking != nullptr ? RankingName(*ranking) : kUniform);
   if (ranking != nullptr) FillScores(*ranking, &out);
-  for (int32_t k = 0; k <= engine.info().layers; ++k) {
-    MS_ASSIGN_OR_RETURN(const std::shared_ptr<const LayerPlan> plan, PlanOf(engine, ranking, k));
-    FillBarePlan(engine, *plan, out.add_by_budget());
-  }
+  MS_RETURN_IF_ERROR(FillBudgets(engine, ranking, &out));
+  FillKnown(*branches, &out);
   return out;
 }
 

@@ -38,7 +38,20 @@ absl::StatusOr<std::vector<LayerKind>> RankedKinds(const BranchesRanking* rankin
     return absl::InvalidArgumentError(
         absl::StrFormat("full_layers is %d; must be in 0 .. %d", full_layers, layers));
   }
-  std::vector<LayerKind> kinds(static_cast<size_t>(layers), LayerKind::kLinear);
+  std::vector<LayerKind> kinds(static_cast<size_t>(layers),
+                               full_layers == layers ? LayerKind::kFull : LayerKind::kLinear);
+  if (full_layers == 0 || full_layers == layers) return kinds;
+  if (ranking != nullptr) {
+    for (const std::vector<int32_t>& set : ranking->sets) {
+      if (static_cast<int32_t>(set.size()) != full_layers) continue;
+      for (const int32_t layer : set) kinds[static_cast<size_t>(layer)] = LayerKind::kFull;
+      return kinds;
+    }
+    if (ranking->order.empty()) {
+      return absl::NotFoundError(absl::StrFormat("selector %s has no stored set of %d layers",
+                                                 ranking->selector, full_layers));
+    }
+  }
   for (int32_t i = 0; i < full_layers; ++i) {
     const int64_t even = (int64_t{2} * i + 1) * layers / (int64_t{2} * full_layers);
     const int64_t layer = ranking == nullptr ? even : ranking->order[static_cast<size_t>(i)];

@@ -16,8 +16,9 @@ namespace morphserve {
 // The ranking that serves when none is named; null when the file has none.
 const BranchesRanking* DefaultRanking(const BranchesHeader& header);
 
-// Keeps the `full_layers` layers that the ranking puts first; without a ranking, evenly spaced
-// ones: floor((i + 1/2) layers / full_layers). INVALID_ARGUMENT when out of 0 .. layers.
+// Keeps the `full_layers` layers that the ranking has a set for, or puts first; without a ranking,
+// evenly spaced ones: floor((i + 1/2) layers / full_layers). INVALID_ARGUMENT when out of
+// 0 .. layers; NOT_FOUND when the ranking has sets only and none of this size.
 absl::StatusOr<std::vector<LayerKind>> RankedKinds(const BranchesRanking* ranking, int32_t layers,
                                                    int32_t full_layers);
 

@@ -191,6 +191,51 @@ TEST(MorphService, ScoresAreThoseOfTheMethodAsked) {
   EXPECT_EQ(fixture.engine().plans().List().size(), 1u) << "looking adds no plan";
 }
 
+TEST(MorphService, ScoresComeWithEverythingThatIsKnownOfTheLayers) {
+  MorphFixture fixture;
+  fixture.engine().AddBranches();
+  BranchesHeader* const branches = fixture.engine().mutable_branches();
+  branches->rankings.push_back({.selector = "pairs",
+                                .order = {},
+                                .sets = {{2}},
+                                .gates = {},
+                                .context = 64,
+                                .seed = 7,
+                                .stale = true});
+  branches->interaction = {{4, 1, 0}, {1, 2, -1}, {0, -1, 3}};
+  branches->quality = {{.selector = "full", .k = 3, .layers = {0, 1, 2}, .ppl = 10, .recall = {}},
+                       {.selector = "pairs",
+                        .k = 1,
+                        .layers = {2},
+                        .kl = 0.25,
+                        .ppl = 12.5,
+                        .recall = {{"passkey_1k", 0.5}}}};
+  const auto response = MakeLayerScores(fixture.engine(), "pairs/64/7");
+  ASSERT_TRUE(response.ok()) << response.status();
+  EXPECT_EQ(response->method(), "pairs/64/7");
+  EXPECT_EQ(response->scores_size(), 0) << "sets are no order";
+  ASSERT_EQ(response->by_budget_size(), 3) << "none, the one set, all";
+  EXPECT_EQ(response->by_budget(1).plan_id(), FakePlan("LLF")->id());
+  EXPECT_EQ(response->by_budget(1).estimate().kl(), 0.25);
+  ASSERT_EQ(response->rankings_size(), 3);
+  const v1::Ranking& gated = response->rankings(1);
+  EXPECT_EQ(gated.method(), "flashmorph/8192/0");
+  EXPECT_EQ(gated.context_tokens(), 8192u);
+  EXPECT_TRUE(gated.is_default());
+  EXPECT_THAT(gated.order(), ElementsAre(1, 0, 2));
+  EXPECT_THAT(gated.gates(), ElementsAre(0.5, 0.6, 0.7));
+  EXPECT_EQ(gated.source(), v1::RANKING_SOURCE_BRANCHES_FILE);
+  EXPECT_TRUE(response->rankings(2).stale());
+  EXPECT_THAT(response->interaction(), ElementsAre(4, 1, 0, 1, 2, -1, 0, -1, 3));
+  EXPECT_EQ(response->interaction_source(), v1::RANKING_SOURCE_BRANCHES_FILE);
+  ASSERT_EQ(response->measured_size(), 2);
+  const v1::MeasuredSet& set = response->measured(1);
+  EXPECT_EQ(set.selector(), "pairs");
+  EXPECT_THAT(set.layers(), ElementsAre(2));
+  EXPECT_EQ(set.perplexity(), 12.5);
+  EXPECT_EQ(set.recall().at("passkey_1k"), 0.5);
+}
+
 TEST(MorphService, WithoutRankingsThePlansAreEvenlySpaced) {
   MorphFixture fixture;
   fixture.engine().AddBranches();
