@@ -6,6 +6,8 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 CACHE="${MORPHSERVE_CACHE_DIR:-${ROOT}/.cache}"
 VENV="${CACHE}/venv"
 # shellcheck disable=SC2034  # Used by the scripts that source this file.
+CUDA_TOOLKIT="${CACHE}/cuda"
+# shellcheck disable=SC2034  # Used by the scripts that source this file.
 MODEL="${CACHE}/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 export CCACHE_DIR="${CCACHE_DIR:-${CACHE}/ccache}"
 # The build folder may be anywhere, so paths inside the tree are what makes two builds alike.

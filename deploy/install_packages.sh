@@ -8,9 +8,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'TEXT'
-usage: deploy/install_packages.sh [--tests] [--no-model] [--runtime]
+usage: deploy/install_packages.sh [--tests] [--cuda] [--no-model] [--runtime]
 
   --tests      also what tests/run.sh needs: GoogleTest, clang-tidy, shellcheck, promtool, pytest
+  --cuda       also the CUDA compiler and cuBLAS (840 MB), for -DMORPHSERVE_CUDA=ON
   --no-model   leave out the default model (90 MB)
   --runtime    only the shared libraries that a built binary needs; no compiler, Python or model
 
@@ -134,6 +135,23 @@ make_python_environment() {
   fi
 }
 
+# The CUDA toolkit as Python packages: Debian has none. They lack the link names of shared
+# libraries, which the linker and dlopen do not need here: the run-time library is linked
+# statically, cuBLAS is loaded by its versioned name.
+make_cuda_toolkit() {
+  local file="${ROOT}/deploy/requirements-cuda.txt" stamp="${CUDA_TOOLKIT}/.installed" want
+  want="$(sha256sum <"${file}")"
+  if [[ -f "${stamp}" && "$(cat "${stamp}")" == "${want}" ]]; then
+    note "CUDA toolkit: there"
+    return
+  fi
+  say "Installing the CUDA toolkit (530 MB to load)"
+  rm -rf "${CUDA_TOOLKIT}"
+  "${VENV}/bin/python" -m pip install --disable-pip-version-check --no-input --no-deps \
+    --target "${CUDA_TOOLKIT}" -r "${file}"
+  echo "${want}" >"${stamp}"
+}
+
 model_is_right() {
   [[ -f "$1" && "$(sha256sum <"$1" | cut -d' ' -f1)" == "${MODEL_SHA256}" ]]
 }
@@ -173,11 +191,13 @@ PYTHON
 }
 
 with_tests=no
+with_cuda=no
 with_model=yes
 runtime_only=no
 for argument in "$@"; do
   case "${argument}" in
     --tests) with_tests=yes ;;
+    --cuda) with_cuda=yes ;;
     --no-model) with_model=no ;;
     --runtime) runtime_only=yes ;;
     -h | --help)
@@ -202,4 +222,5 @@ packages=("${BUILD_PACKAGES[@]}")
 install_debian_packages "${packages[@]}"
 mkdir -p "${CACHE}"
 make_python_environment
+[[ "${with_cuda}" == no ]] || make_cuda_toolkit
 [[ "${with_model}" == no ]] || get_model

@@ -56,6 +56,8 @@ struct AttentionArgs {
   int32_t window = 0;                 // 0: unlimited.
   const int32_t* row_list = nullptr;  // Or null.
   std::span<const AttentionSegment> segments;
+  int32_t rows_max = 0;    // CUDA: no segment has more rows,
+  int32_t kv_len_max = 0;  // nor sees more positions. The CPU reads the segments.
   std::byte* workspace = nullptr;  // 64-byte aligned.
   int64_t workspace_bytes = 0;
 };

@@ -9,6 +9,9 @@ namespace morphserve::kernels {
 
 const Backend& CpuBackend() {
   static constexpr Backend kTable = {.name = "cpu",
+                                     .embed = cpu::Embed,
+                                     .rope_rows = cpu::RopeRows,
+                                     .copy_rows = cpu::CopyRows,
                                      .matmul = cpu::Matmul,
                                      .rms_norm = cpu::RmsNorm,
                                      .swiglu = cpu::SwiGlu,
@@ -16,7 +19,11 @@ const Backend& CpuBackend() {
                                      .attention = cpu::PagedAttention,
                                      .low_rank = cpu::LowRank,
                                      .recurrent_mixer = cpu::RecurrentMixer,
-                                     .window_mixer = cpu::WindowMixer};
+                                     .window_mixer = cpu::WindowMixer,
+                                     .matmul_bytes = MatmulWorkspaceBytes,
+                                     .attention_bytes = AttentionWorkspaceBytes,
+                                     .recurrent_bytes = RecurrentWorkspaceBytes,
+                                     .window_bytes = WindowWorkspaceBytes};
   return kTable;
 }
 

@@ -1,0 +1,33 @@
+// Stands in for the CUDA backend in builds without it, so that callers need no #ifdef.
+#include "kernels/cuda/device.h"
+
+namespace morphserve::kernels::cuda {
+namespace {
+
+absl::Status Absent() {
+  return absl::UnimplementedError("this build has no CUDA backend (-DMORPHSERVE_CUDA=ON)");
+}
+
+}  // namespace
+
+const Backend* CudaBackend() { return nullptr; }
+absl::StatusOr<DeviceInfo> OpenDevice(int32_t) { return Absent(); }
+DeviceMemory& DeviceMemory::operator=(DeviceMemory&&) noexcept { return *this; }
+DeviceMemory::~DeviceMemory() = default;
+absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(int64_t) { return Absent(); }
+PinnedMemory& PinnedMemory::operator=(PinnedMemory&&) noexcept { return *this; }
+PinnedMemory::~PinnedMemory() = default;
+absl::StatusOr<PinnedMemory> PinnedMemory::Allocate(int64_t) { return Absent(); }
+absl::StatusOr<Stream> CreateStream(bool) { return Absent(); }
+void DestroyStream(Stream) {}
+absl::Status CopyToDevice(void*, const void*, int64_t, Stream) { return Absent(); }
+absl::Status CopyToHost(void*, const void*, int64_t, Stream) { return Absent(); }
+absl::Status CopyOnDevice(void*, const void*, int64_t, Stream) { return Absent(); }
+absl::Status FillBytes(void*, int, int64_t, Stream) { return Absent(); }
+absl::Status Synchronize(Stream) { return Absent(); }
+int64_t DeviceMatrixBytes(const PackedMatrix&) { return 0; }
+absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix&, std::byte*, Stream) {
+  return Absent();
+}
+
+}  // namespace morphserve::kernels::cuda

@@ -1,0 +1,48 @@
+// Root-mean-square norm: one block a row, the row in registers between its two passes.
+// Floor: bytes = rows * hidden * 4 * (2 + residual + h_out) over the memory bus.
+#include "absl/strings/str_format.h"
+#include "kernels/cuda/error.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/warp.cuh"
+
+namespace morphserve::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+__global__ void RmsNormKernel(const RmsNormArgs args) {
+  __shared__ float shared[kWarp + 1];
+  const int64_t row = blockIdx.x;
+  const float* x = args.x + row * args.x_stride;
+  const float* residual =
+      args.residual == nullptr ? nullptr : args.residual + row * args.residual_stride;
+  float* h_out = args.h_out == nullptr ? nullptr : args.h_out + row * args.h_stride;
+  float* y = args.y + row * args.y_stride;
+  float squares = 0;
+  for (int i = threadIdx.x; i < args.hidden; i += kThreads) {
+    const float h = x[i] + (residual == nullptr ? 0.0f : residual[i]);
+    if (h_out != nullptr) h_out[i] = h;
+    squares += h * h;
+  }
+  const float mean = BlockSum(squares, shared) / static_cast<float>(args.hidden);
+  const float inverse = 1.0f / sqrtf(mean + args.eps);
+  // A thread reads only what it wrote itself, so that y and h_out may lie over x.
+  for (int i = threadIdx.x; i < args.hidden; i += kThreads) {
+    const float h = h_out != nullptr ? h_out[i] : x[i] + (residual == nullptr ? 0.0f : residual[i]);
+    y[i] = h * inverse * args.weight[i];
+  }
+}
+
+}  // namespace
+
+absl::Status RmsNorm(const RmsNormArgs& args, Stream stream) {
+  if (args.hidden < 1 || args.hidden > 65536 || !(args.eps >= 0) || args.rows < 0) {
+    return absl::InvalidArgumentError(absl::StrFormat("RmsNorm: hidden %d, eps %g, rows %d",
+                                                      args.hidden, args.eps, args.rows));
+  }
+  if (args.rows == 0) return absl::OkStatus();
+  RmsNormKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
+  return LaunchStatus("RmsNorm");
+}
+
+}  // namespace morphserve::kernels::cuda
