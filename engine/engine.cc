@@ -4,13 +4,21 @@
 #include <utility>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/machine.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/text_view.h"
 #include "engine/engine_impl.h"
 #include "engine/memory_plan.h"
+#include "engine/model/device_stage.h"
+#include "engine/model/device_weights.h"
+#include "engine/model/host_stage.h"
 #include "engine/model/stored_plans.h"
+#include "engine/runner/cpu_runner.h"
+#include "engine/runner/cpu_unit_memory.h"
+#include "engine/runner/cuda_runner.h"
+#include "engine/runner/cuda_unit_memory.h"
 #include "engine/self_test.h"
 
 namespace morphserve {
@@ -58,6 +66,41 @@ const char* KvDTypeName(KvDType type) {
     case KvDType::kBF16: return "BF16";
   }
   return "";
+}
+
+std::string DeviceName(const DevicePlace& place, const Machine& machine, int32_t threads) {
+  if (place.on_device()) {
+    return absl::StrFormat("%s, compute capability %d.%d, %d multiprocessors; host %s, %d threads",
+                           place.info().name, place.info().compute_major,
+                           place.info().compute_minor, place.info().multiprocessors,
+                           machine.cpu_name, threads);
+  }
+  return absl::StrFormat("%s, %d threads, %s%s", machine.cpu_name, threads,
+                         kernels::CpuDispatchDescription(),
+                         place.why().empty() ? "" : absl::StrCat(" (", place.why(), ")"));
+}
+
+std::unique_ptr<UnitMemory> MakeUnitMemory(const DevicePlace& place, std::byte* arena,
+                                           const kernels::SlotShape& slot) {
+  if (!place.on_device()) return std::make_unique<CpuUnitMemory>(arena, slot);
+  return std::make_unique<CudaUnitMemory>(arena, slot, place.stream(nullptr));
+}
+
+absl::StatusOr<std::unique_ptr<StepStage>> MakeStage(const DevicePlace& place, int32_t layers,
+                                                     const ModelLimits& limits) {
+  if (!place.on_device()) return std::make_unique<HostStage>();
+  return DeviceStage::Create(layers, limits, place.stream(nullptr));
+}
+
+std::unique_ptr<ModelRunner> MakeRunner(const DevicePlace& place,
+                                        std::unique_ptr<HybridModel> model, std::byte* arena,
+                                        kernels::cpu::ThreadPool* pool, int32_t pieces,
+                                        int32_t logit_rows) {
+  if (!place.on_device()) {
+    return std::make_unique<CpuRunner>(std::move(model), arena, pool, pieces, logit_rows);
+  }
+  return std::make_unique<CudaRunner>(std::move(model), arena, place.stream(pool), pool, pieces,
+                                      logit_rows);
 }
 
 absl::StatusOr<std::optional<BranchesHeader>> OpenNamedBranches(const Checkpoint& checkpoint,
@@ -123,8 +166,9 @@ absl::StatusOr<MemoryVerdict> Engine::Plan(const Checkpoint& checkpoint,
                                            const EngineOptions& options) {
   MS_ASSIGN_OR_RETURN(const std::optional<BranchesHeader> branches,
                       OpenNamedBranches(checkpoint, options));
+  MS_ASSIGN_OR_RETURN(const DevicePlace place, DevicePlace::Open(options.device));
   return MakeMemoryVerdict(checkpoint, branches.has_value() ? &*branches : nullptr, options,
-                           ReadMachine());
+                           ReadMachine(), place);
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
@@ -141,7 +185,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
   MS_ASSIGN_OR_RETURN(const std::optional<BranchesHeader> header,
                       OpenNamedBranches(checkpoint, options));
   const BranchesHeader* named = header.has_value() ? &*header : nullptr;
-  MS_ASSIGN_OR_RETURN(info.memory, MakeMemoryVerdict(checkpoint, named, options, machine));
+  MS_ASSIGN_OR_RETURN(parts.device, DevicePlace::Open(options.device));
+  const DevicePlace& place = parts.device;
+  MS_ASSIGN_OR_RETURN(info.memory, MakeMemoryVerdict(checkpoint, named, options, machine, place));
   const int32_t threads = ResolveThreads(options, machine);
   parts.pool = kernels::cpu::ThreadPool::Create(
       threads, /*spin=*/threads <= machine.cores && !machine.fractional_quota);
@@ -155,18 +201,21 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
                         LoadBranches(*named, config, weights->base_id, options.weights_dtype));
     parts.branches_id = branches->id;
   }
-  const KvDType kv_dtype = ResolveKvDType(options);
+  const KvDType kv_dtype = ResolveKvDType(options, place);
   FillInfo(checkpoint, *weights, named, kv_dtype, &info);
-  info.device_name = absl::StrFormat("%s, %d threads, %s", machine.cpu_name, threads,
-                                     kernels::CpuDispatchDescription());
+  info.device_name = DeviceName(place, machine, threads);
   MS_ASSIGN_OR_RETURN(
       parts.plans, MakeRegistry(options, named, config.layers, parts.base_id, parts.branches_id));
 
-  MS_ASSIGN_OR_RETURN(parts.arena,
-                      Arena::Create(info.memory.arena_bytes, info.memory.super_block_bytes));
+  if (place.on_device()) {
+    MS_ASSIGN_OR_RETURN(parts.device.weights,
+                        PlaceOnDevice(weights.get(), branches.get(), place.stream(nullptr)));
+  }
+  MS_ASSIGN_OR_RETURN(parts.arena, Arena::Create(info.memory.arena_bytes,
+                                                 info.memory.super_block_bytes, place.memory()));
   const kernels::SlotShape slot =
       named == nullptr ? kernels::SlotShape{} : MakeSlotShape(named->config, config, kv_dtype);
-  parts.memory = std::make_unique<CpuUnitMemory>(parts.arena->base(), slot);
+  parts.memory = MakeUnitMemory(place, parts.arena->base(), slot);
   parts.caches = CacheManager::Create({.layers = config.layers,
                                        .page_bytes = info.memory.page_bytes,
                                        .slot_bytes = info.memory.slot_bytes,
@@ -175,15 +224,16 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
                                        .snapshots_per_path = options.snapshots_per_path,
                                        .host_spill_bytes = options.host_spill_bytes},
                                       parts.arena.get(), parts.memory.get(), clock);
-  const ModelLimits limits = MakeModelLimits(options, info.context_tokens);
+  const ModelLimits limits = MakeModelLimits(options, info.context_tokens, place.on_device());
+  MS_ASSIGN_OR_RETURN(std::unique_ptr<StepStage> stage, MakeStage(place, config.layers, limits));
   MS_ASSIGN_OR_RETURN(
       std::unique_ptr<HybridModel> model,
       HybridModel::Create(config, std::move(weights), std::move(branches), kv_dtype, limits,
-                          &kernels::CpuBackend(), {.pool = parts.pool.get()}));
+                          &place.backend(), place.stream(parts.pool.get()), std::move(stage)));
+  parts.model = model.get();
   parts.tokenizer = std::move(checkpoint.tokenizer);
-  parts.runner = std::make_unique<CpuRunner>(
-      std::move(model), parts.arena->base(), parts.pool.get(),
-      CountPieces(parts.tokenizer.get(), config.vocab), limits.logit_rows);
+  parts.runner = MakeRunner(place, std::move(model), parts.arena->base(), parts.pool.get(),
+                            CountPieces(parts.tokenizer.get(), config.vocab), limits.logit_rows);
   parts.cost = std::make_unique<StepCost>();
   // Both branch kinds of every layer are tried, whatever the plans of the start use.
   std::vector<std::shared_ptr<const LayerPlan>> tried = {parts.plans->active()};
@@ -195,7 +245,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
     }
   }
   MS_RETURN_IF_ERROR(RunSelfTest(tried, config.vocab, info.context_tokens, parts.caches.get(),
-                                 parts.runner.get(), parts.cost.get(), clock));
+                                 parts.runner.get(), /*exact=*/!place.on_device(), parts.cost.get(),
+                                 clock));
   return std::make_unique<EngineImpl>(std::move(parts), clock, observer);
 }
 

@@ -50,11 +50,11 @@ EngineImpl::EngineImpl(Parts parts, const Clock* clock, EngineObserver* observer
   lab_ = {.caches = parts_.caches.get(),
           .memory = parts_.memory.get(),
           .runner = parts_.runner.get(),
-          .model = parts_.runner->mutable_model(),
+          .model = parts_.model,
           .cost = parts_.cost.get(),
-          .stream = {.pool = parts_.pool.get()},
+          .stream = parts_.device.stream(parts_.pool.get()),
           .clock = clock,
-          .rows_max = MakeModelLimits(parts_.options, parts_.info.context_tokens).rows,
+          .rows_max = parts_.model->limits().rows,
           .adopt = [this](SequenceCaches* caches) { core_.Adopt(caches); },
           .forget = [this](SequenceCaches* caches) { core_.Forget(caches); }};
   Publish(/*worked=*/false);
@@ -375,7 +375,7 @@ absl::StatusOr<std::shared_ptr<const LayerPlan>> EngineImpl::RankedPlan(int32_t 
 }
 
 const BranchesHeader* EngineImpl::branches() const {
-  const Branches* branches = parts_.runner->model().branches();
+  const Branches* branches = parts_.model->branches();
   return branches == nullptr ? nullptr : &branches->header;
 }
 

@@ -14,10 +14,12 @@
 #include "absl/functional/any_invocable.h"
 #include "engine/base/mutex.h"
 #include "engine/cache/cache_manager.h"
+#include "engine/device_place.h"
 #include "engine/engine.h"
 #include "engine/engine_core.h"
-#include "engine/runner/cpu_runner.h"
-#include "engine/runner/cpu_unit_memory.h"
+#include "engine/model/hybrid_model.h"
+#include "engine/runner/model_runner.h"
+#include "kernels/cpu/thread_pool.h"
 
 namespace morphserve {
 
@@ -30,11 +32,13 @@ class EngineImpl final : public Engine {
     EngineInfo info;
     std::unique_ptr<Tokenizer> tokenizer;
     std::unique_ptr<kernels::cpu::ThreadPool> pool;
+    DevicePlace device;
     std::unique_ptr<Arena> arena;
-    std::unique_ptr<CpuUnitMemory> memory;
+    std::unique_ptr<UnitMemory> memory;
     std::unique_ptr<CacheManager> caches;
     std::unique_ptr<StepCost> cost;
-    std::unique_ptr<CpuRunner> runner;
+    std::unique_ptr<ModelRunner> runner;
+    HybridModel* model = nullptr;  // The runner's.
     std::unique_ptr<PlanRegistry> plans;
     Sha256Digest base_id{};
     Sha256Digest branches_id{};

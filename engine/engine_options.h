@@ -8,14 +8,16 @@
 namespace morphserve {
 
 enum class WeightsDType : uint8_t { kNative, kBF16, kF32 };
+enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
 enum class KvCacheDType : uint8_t { kAuto, kF32, kF16, kBF16 };
 
 struct EngineOptions {
+  DeviceKind device = DeviceKind::kAuto;
   WeightsDType weights_dtype = WeightsDType::kNative;
   KvCacheDType kv_dtype = KvCacheDType::kAuto;
   int32_t threads = 0;         // 0: min(physical cores, affinity, floor(CPU quota)), at least 1.
   int32_t context_tokens = 0;  // 0: the model's own.
-  int64_t arena_bytes = 0;     // 0: a quarter of RAM, at most 4 GiB.
+  int64_t arena_bytes = 0;     // 0: a quarter of RAM, at most 4 GiB; of a device, what is left.
   int32_t sequences_max = 32;
   int32_t step_tokens_max = 256;
   double step_ms_target = 150;

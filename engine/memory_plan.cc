@@ -5,6 +5,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
 #include "engine/cache/arena.h"
+#include "engine/model/device_weights.h"
 #include "engine/model/stored_plans.h"
 #include "kernels/qk_rope_append.h"
 #include "kernels/slot_layout.h"
@@ -15,19 +16,23 @@ namespace {
 constexpr int64_t kMiB = int64_t{1} << 20;
 constexpr int64_t kAutoArenaMax = int64_t{4} << 30;
 constexpr int32_t kLogitRows = 32;
+constexpr int32_t kDeviceLogitRows = 256;
+// What a device keeps for its context, the libraries and the lists of steps.
+constexpr int64_t kDeviceReserve = int64_t{768} << 20;
 
 double ToMiB(int64_t bytes) { return static_cast<double>(bytes) / static_cast<double>(kMiB); }
 
 }  // namespace
 
-KvDType ResolveKvDType(const EngineOptions& options) {
+KvDType ResolveKvDType(const EngineOptions& options, const DevicePlace& place) {
   switch (options.kv_dtype) {
     case KvCacheDType::kF32: return KvDType::kF32;
     case KvCacheDType::kF16: return KvDType::kF16;
     case KvCacheDType::kBF16: return KvDType::kBF16;
     case KvCacheDType::kAuto: break;
   }
-  return options.weights_dtype == WeightsDType::kF32 ? KvDType::kF32 : KvDType::kF16;
+  if (options.weights_dtype == WeightsDType::kF32) return KvDType::kF32;
+  return place.on_device() ? KvDType::kBF16 : KvDType::kF16;
 }
 
 absl::StatusOr<int32_t> ResolveContext(const Checkpoint& checkpoint, const EngineOptions& options) {
@@ -44,12 +49,13 @@ int32_t ResolveThreads(const EngineOptions& options, const Machine& machine) {
   return options.threads > 0 ? options.threads : machine.cores;
 }
 
-ModelLimits MakeModelLimits(const EngineOptions& options, int32_t context) {
+ModelLimits MakeModelLimits(const EngineOptions& options, int32_t context, bool on_device) {
   return {.rows = std::max(options.step_tokens_max,
                            options.sequences_max + std::max(options.chunk_tokens_min, kPageTokens)),
           .sequences = options.sequences_max,
           .context = context,
-          .logit_rows = std::min(std::max(options.sequences_max, 1), kLogitRows)};
+          .logit_rows = std::min(std::max(options.sequences_max, 1),
+                                 on_device ? kDeviceLogitRows : kLogitRows)};
 }
 
 int64_t PageUnitBytes(const ModelConfig& config, KvDType kv_dtype) {
@@ -97,10 +103,10 @@ PlanMemory MakePlanMemory(const MemoryVerdict& verdict, int32_t layers, int32_t 
 absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
                                                 const BranchesHeader* branches,
                                                 const EngineOptions& options,
-                                                const Machine& machine) {
+                                                const Machine& machine, const DevicePlace& place) {
   MS_ASSIGN_OR_RETURN(const int32_t context, ResolveContext(checkpoint, options));
   const ModelConfig& config = checkpoint.config;
-  const KvDType kv_dtype = ResolveKvDType(options);
+  const KvDType kv_dtype = ResolveKvDType(options, place);
   const BranchesRanking* ranking = branches == nullptr ? nullptr : DefaultRanking(*branches);
   MS_ASSIGN_OR_RETURN(const std::vector<LayerKind> kinds,
                       ParseKinds(options.active_plan, ranking, config.layers));
@@ -111,18 +117,23 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
         "plans.active has linear layers; the model has no branches (model.branches)");
   }
   MemoryVerdict verdict;
-  verdict.weight_bytes = PackedWeightBytes(checkpoint, options.weights_dtype);
+  verdict.weight_bytes = place.on_device()
+                             ? DeviceBytes(WeightShapes(checkpoint, options.weights_dtype), nullptr)
+                             : PackedWeightBytes(checkpoint, options.weights_dtype);
   if (branches != nullptr) {
     verdict.branches_bytes = BranchesBytes(*branches, config, options.weights_dtype);
   }
   verdict.workspace_bytes =
       ModelBuffers::Bytes(config, branches == nullptr ? nullptr : &branches->config, kv_dtype,
-                          MakeModelLimits(options, context), ResolveThreads(options, machine));
+                          MakeModelLimits(options, context, place.on_device()), place.backend(),
+                          ResolveThreads(options, machine));
   verdict.page_bytes = PageUnitBytes(config, kv_dtype);
   verdict.slot_bytes = SlotUnitBytes(config, branches, kv_dtype);
   verdict.super_block_bytes = SuperBlockBytes(verdict.page_bytes, verdict.slot_bytes);
-  const int64_t asked = options.arena_bytes > 0 ? options.arena_bytes
-                                                : std::min(machine.memory_bytes / 4, kAutoArenaMax);
+  const int64_t fixed = verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes;
+  const int64_t most = place.on_device() ? place.info().free_bytes - kDeviceReserve - fixed
+                                         : std::min(machine.memory_bytes / 4, kAutoArenaMax);
+  const int64_t asked = options.arena_bytes > 0 ? options.arena_bytes : std::max<int64_t>(most, 0);
   verdict.arena_bytes = asked / verdict.super_block_bytes * verdict.super_block_bytes;
   verdict.pages_total = verdict.arena_bytes / verdict.super_block_bytes *
                         (verdict.super_block_bytes / verdict.page_bytes);
@@ -148,18 +159,20 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
       verdict.text += "; " + describe(other == 0 ? "all-linear" : "all-full", other);
     }
   }
-  const int64_t needed =
-      verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes + verdict.arena_bytes;
+  const int64_t needed = fixed + verdict.arena_bytes;
   if (verdict.sequences_max < 1) {
     return absl::ResourceExhaustedError(absl::StrFormat(
         "one sequence of limits.context_tokens %d needs %.1f MiB; cache.arena_bytes holds %.1f "
         "MiB (%s)",
         context, ToMiB(verdict.bytes_per_sequence), ToMiB(verdict.arena_bytes), verdict.text));
   }
-  if (needed > machine.memory_bytes) {
+  const int64_t room =
+      place.on_device() ? place.info().free_bytes - kDeviceReserve : machine.memory_bytes;
+  if (needed > room) {
     return absl::ResourceExhaustedError(
-        absl::StrFormat("%.1f MiB are needed; this process may use %.1f MiB (%s)", ToMiB(needed),
-                        ToMiB(machine.memory_bytes), verdict.text));
+        absl::StrFormat("%.1f MiB are needed; %s %.1f MiB (%s)", ToMiB(needed),
+                        place.on_device() ? "the device has free" : "this process may use",
+                        ToMiB(room), verdict.text));
   }
   return verdict;
 }

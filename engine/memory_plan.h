@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/base/machine.h"
+#include "engine/device_place.h"
 #include "engine/engine.h"
 #include "engine/engine_options.h"
 #include "engine/loader/checkpoint.h"
@@ -13,12 +14,12 @@
 
 namespace morphserve {
 
-KvDType ResolveKvDType(const EngineOptions& options);
+KvDType ResolveKvDType(const EngineOptions& options, const DevicePlace& place);
 // The context limit that serves: the option, or the model's own. INVALID_ARGUMENT when the option
 // is larger.
 absl::StatusOr<int32_t> ResolveContext(const Checkpoint& checkpoint, const EngineOptions& options);
 int32_t ResolveThreads(const EngineOptions& options, const Machine& machine);
-ModelLimits MakeModelLimits(const EngineOptions& options, int32_t context);
+ModelLimits MakeModelLimits(const EngineOptions& options, int32_t context, bool on_device);
 // Bytes of one page, rounded up to the arena's unit.
 int64_t PageUnitBytes(const ModelConfig& config, KvDType kv_dtype);
 // Bytes of one slot; 0 without branches.
@@ -28,7 +29,7 @@ int64_t SlotUnitBytes(const ModelConfig& config, const BranchesHeader* branches,
 absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
                                                 const BranchesHeader* branches,
                                                 const EngineOptions& options,
-                                                const Machine& machine);
+                                                const Machine& machine, const DevicePlace& place);
 
 // What one sequence takes with `full_layers` of the model's layers full, and how many sequences of
 // `context` tokens fit the arena, by whole super-blocks of either unit.

@@ -15,9 +15,10 @@
 namespace morphserve {
 
 // Costs are taken from the first plan. INTERNAL names what differed or was not finite. All units
-// taken are given back.
+// taken are given back. `exact`: a prompt in one chunk and token by token have the same bits, as
+// the CPU's kernels promise; else the log-probability of one token is close.
 absl::Status RunSelfTest(std::span<const std::shared_ptr<const LayerPlan>> plans, int32_t vocab,
-                         int32_t context, CacheManager* books, ModelRunner* runner, StepCost* cost,
-                         const Clock* clock);
+                         int32_t context, CacheManager* books, ModelRunner* runner, bool exact,
+                         StepCost* cost, const Clock* clock);
 
 }  // namespace morphserve

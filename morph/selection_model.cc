@@ -16,10 +16,6 @@
 namespace morphserve {
 namespace {
 
-const float* DataOrNull(const std::vector<float>& values) {
-  return values.empty() ? nullptr : values.data();
-}
-
 absl::Status CheckSource(const SelectionSource& s, int32_t tokens_max, int32_t block_rows) {
   const BranchesConfig& kind = s.branches->header.config;
   if (s.branches->layers.size() != static_cast<size_t>(s.config->layers)) {
@@ -191,7 +187,7 @@ absl::Status SelectionModel::Multiply(const float* x, int64_t x_stride, int32_t 
                                  source_.stream);
 }
 
-absl::Status SelectionModel::Norm(const float* x, const std::vector<float>& weight, int32_t begin,
+absl::Status SelectionModel::Norm(const float* x, const Parameter& weight, int32_t begin,
                                   int32_t count) {
   return source_.backend->rms_norm({.x = x + begin * hidden_,
                                     .x_stride = hidden_,
@@ -247,18 +243,18 @@ void SelectionModel::AddBaseProjections(WorkList* list, int32_t layer, bool rope
   ForBlocks(list, [this, layer, roped](int32_t begin, int32_t count) -> absl::Status {
     const ModelConfig& c = *source_.config;
     const LayerWeights& w = base(layer);
-    const Product products[] = {{&w.q, DataOrNull(w.q_bias), b_.q, q_width_},
-                                {&w.k, DataOrNull(w.k_bias), b_.k, kv_width_},
-                                {&w.v, DataOrNull(w.v_bias), b_.v, kv_width_}};
+    const Product products[] = {{&w.q, w.q_bias.data(), b_.q, q_width_},
+                                {&w.k, w.k_bias.data(), b_.k, kv_width_},
+                                {&w.v, w.v_bias.data(), b_.v, kv_width_}};
     MS_RETURN_IF_ERROR(Multiply(b_.normed, hidden_, begin, count, products));
     if (!roped) return absl::OkStatus();
-    const auto rope = [&](const float* x, int64_t stride, int32_t heads,
-                          const std::vector<float>& norm, float* y) {
+    const auto rope = [&](const float* x, int64_t stride, int32_t heads, const Parameter& norm,
+                          float* y) {
       return kernels::cpu::QkRope(
           {.shape = {.rows = count,
                      .heads = heads,
                      .head_dim = c.head_dim,
-                     .norm = DataOrNull(norm),
+                     .norm = norm.data(),
                      .norm_eps = c.norm_eps,
                      .cos = b_.cos + int64_t{begin} * (c.rope.rotary_dim / 2),
                      .sin = b_.sin + int64_t{begin} * (c.rope.rotary_dim / 2),
@@ -292,7 +288,7 @@ void SelectionModel::AddFullMixer(WorkList* list, int32_t layer) {
   });
   ForBlocks(list, [this, layer](int32_t begin, int32_t count) {
     const LayerWeights& w = base(layer);
-    const Product output = {&w.output, DataOrNull(w.output_bias), b_.full, hidden_};
+    const Product output = {&w.output, w.output_bias.data(), b_.full, hidden_};
     return Multiply(b_.mixed, q_width_, begin, count, std::span(&output, 1));
   });
 }

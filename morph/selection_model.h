@@ -126,8 +126,8 @@ class SelectionModel {
   void AddMultiplyGrad(WorkList* list, const float* dy, int64_t dy_stride,
                        const kernels::PackedMatrix& w, float* dx, int64_t dx_stride,
                        bool accumulate) const;
-  absl::Status Norm(const float* x, const std::vector<float>& weight, int32_t begin, int32_t count);
-  absl::Status NormGrad(const float* x, const std::vector<float>& weight, int32_t begin,
+  absl::Status Norm(const float* x, const Parameter& weight, int32_t begin, int32_t count);
+  absl::Status NormGrad(const float* x, const Parameter& weight, int32_t begin,
                         int32_t count);  // dx += gradient through the norm of dnormed.
   void Scale(const float* from, float factor, float* to, int32_t begin, int32_t count) const;
 

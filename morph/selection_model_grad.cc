@@ -15,14 +15,6 @@
 #include "morph/selection_model.h"
 
 namespace morphserve {
-namespace {
-
-const float* DataOrNull(const std::vector<float>& values) {
-  return values.empty() ? nullptr : values.data();
-}
-
-}  // namespace
-
 absl::Status SelectionModel::MultiplyGrad(const float* dy, int64_t dy_stride,
                                           const kernels::PackedMatrix& w, float* dx,
                                           int64_t dx_stride, bool accumulate, int32_t begin,
@@ -64,8 +56,8 @@ void SelectionModel::AddMultiplyGrad(WorkList* list, const float* dy, int64_t dy
   }
 }
 
-absl::Status SelectionModel::NormGrad(const float* x, const std::vector<float>& weight,
-                                      int32_t begin, int32_t count) {
+absl::Status SelectionModel::NormGrad(const float* x, const Parameter& weight, int32_t begin,
+                                      int32_t count) {
   const int64_t at = begin * hidden_;
   return kernels::cpu::RmsNormGrad({.x = x + at,
                                     .x_stride = hidden_,
@@ -165,7 +157,7 @@ absl::Status SelectionModel::WindowGrad(int32_t layer, int32_t begin, int32_t co
        .v = b_.v,
        .kv_stride = kv_width_,
        .gate = state ? b_.down + columns_.window : nullptr,
-       .gate_bias = DataOrNull(branch(layer).bs),
+       .gate_bias = branch(layer).bs.data(),
        .gate_stride = columns_.width,
        .dout = b_.dmixed,
        .dout_stride = q_width_,
@@ -260,13 +252,13 @@ void SelectionModel::AddRecurrentGrad(WorkList* list, int32_t layer) {
 absl::Status SelectionModel::UnropeGrads(int32_t layer, int32_t begin, int32_t count) {
   const ModelConfig& c = *source_.config;
   const LayerWeights& w = base(layer);
-  const auto unrope = [&](const float* x, int64_t stride, int32_t heads,
-                          const std::vector<float>& norm, float* grad) {
+  const auto unrope = [&](const float* x, int64_t stride, int32_t heads, const Parameter& norm,
+                          float* grad) {
     return kernels::cpu::QkRopeGrad(
         {.shape = {.rows = count,
                    .heads = heads,
                    .head_dim = c.head_dim,
-                   .norm = DataOrNull(norm),
+                   .norm = norm.data(),
                    .norm_eps = c.norm_eps,
                    .cos = b_.cos + int64_t{begin} * (c.rope.rotary_dim / 2),
                    .sin = b_.sin + int64_t{begin} * (c.rope.rotary_dim / 2),

@@ -5,14 +5,6 @@
 #include "morph/selection_model.h"
 
 namespace morphserve {
-namespace {
-
-const float* DataOrNull(const std::vector<float>& values) {
-  return values.empty() ? nullptr : values.data();
-}
-
-}  // namespace
-
 kernels::RecurrentFeaturesShape SelectionModel::FeaturesShape(const LinearWeights& w, int32_t begin,
                                                               int32_t count) const {
   const ModelConfig& c = *source_.config;
@@ -21,7 +13,7 @@ kernels::RecurrentFeaturesShape SelectionModel::FeaturesShape(const LinearWeight
           .tokens = tokens_,
           .heads = c.heads,
           .head_dim = c.head_dim,
-          .conv = DataOrNull(w.conv),
+          .conv = w.conv.data(),
           .taps = kind().conv_taps,
           .silu = kind().silu,
           .cos = kind().rope ? b_.cos : nullptr,
@@ -43,10 +35,10 @@ kernels::RecurrentCoreShape SelectionModel::CoreShape(const LinearWeights& w, in
           .head_dim = c.head_dim,
           .kind = delta ? kernels::RecurrentKind::kGatedDelta : kernels::RecurrentKind::kLightning,
           .scale = kind().scale,
-          .a_log = DataOrNull(w.a_log),
-          .dt_bias = DataOrNull(w.dt_bias),
-          .b_beta = DataOrNull(w.b_beta),
-          .slopes = DataOrNull(w.slopes)};
+          .a_log = w.a_log.data(),
+          .dt_bias = w.dt_bias.data(),
+          .b_beta = w.b_beta.data(),
+          .slopes = w.slopes.data()};
 }
 
 // qkv, the input of features, and z, from the normed rows.
@@ -72,7 +64,7 @@ void SelectionModel::AddLinearProjections(WorkList* list, int32_t layer) {
                                                  3 * width, source_.stream));
     MS_RETURN_IF_ERROR(kernels::cpu::SpreadHeads(spread, v, kv_width_, b_.qkv + at + 2 * width,
                                                  3 * width, source_.stream));
-    const Product gate = {&w.gu, DataOrNull(w.gb), b_.z, width};
+    const Product gate = {&w.gu, w.gb.data(), b_.z, width};
     MS_RETURN_IF_ERROR(
         Multiply(b_.down + columns_.gate, columns_.width, begin, count, std::span(&gate, 1)));
     if (kind().own) return absl::OkStatus();
@@ -97,7 +89,7 @@ absl::Status SelectionModel::LinearOutput(int32_t layer, int32_t begin, int32_t 
   const LayerWeights& w = base(layer);
   const LinearWeights& branch_w = branch(layer);
   const bool own = kind().has_state() && kind().own;
-  const Product output = {own ? &branch_w.wo : &w.output, own ? nullptr : DataOrNull(w.output_bias),
+  const Product output = {own ? &branch_w.wo : &w.output, own ? nullptr : w.output_bias.data(),
                           b_.linear, hidden_};
   MS_RETURN_IF_ERROR(Multiply(b_.mixed, q_width_, begin, count, std::span(&output, 1)));
   if (!kind().has_state() || own) return absl::OkStatus();
@@ -154,7 +146,7 @@ void SelectionModel::AddLinearMixer(WorkList* list, int32_t layer) {
            .v = b_.v,
            .kv_stride = kv_width_,
            .gate = state ? b_.down + columns_.window : nullptr,
-           .gate_bias = DataOrNull(w.bs),
+           .gate_bias = w.bs.data(),
            .gate_stride = columns_.width,
            .accumulate = state,
            .out = b_.mixed,

@@ -159,6 +159,9 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
                      : kv == "f16"  ? KvCacheDType::kF16
                      : kv == "bf16" ? KvCacheDType::kBF16
                                     : KvCacheDType::kAuto;
+  options.device = config.device.kind == "cpu"    ? DeviceKind::kCpu
+                   : config.device.kind == "cuda" ? DeviceKind::kCuda
+                                                  : DeviceKind::kAuto;
   options.threads = config.device.threads;
   options.context_tokens = config.limits.context_tokens;
   options.arena_bytes = config.cache.arena_bytes;

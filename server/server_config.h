@@ -20,7 +20,7 @@ struct ServerConfig {
   } model;
 
   struct Device {
-    std::string kind;     // auto | cpu.
+    std::string kind;     // auto | cpu | cuda.
     int32_t threads = 0;  // 0: what the machine and its cgroup give.
   } device;
 

@@ -42,9 +42,7 @@ void Apply(const std::string& key, const std::string& value, const std::string& 
   }
   const absl::Status status = SetSetting(*field, value, &loaded->config);
   if (!status.ok()) {
-    std::string problem = absl::StrFormat("%s (%s)", status.message(), where);
-    if (key == "device.kind" && value == "cuda") problem += "; cuda is planned, not built yet";
-    problems->push_back(std::move(problem));
+    problems->push_back(absl::StrFormat("%s (%s)", status.message(), where));
     return;
   }
   loaded->origins[key] = origin;

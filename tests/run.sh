@@ -44,7 +44,7 @@ build() {
   section "Building preset ${preset} ($(build_jobs) jobs)"
   # The release folder is shared with quickstart.sh, which turns these off there.
   option=(-DMORPHSERVE_TESTS=ON)
-  [[ "${preset}" != release ]] || option+=(-DMORPHSERVE_BENCH=ON)
+  [[ "${preset}" != release ]] || option+=(-DMORPHSERVE_BENCH=ON -DMORPHSERVE_CUDA=ON)
   if ! (configure "${preset}" "${option[@]}") ||
     ! cmake --build "${ROOT}/build/${preset}" -j "$(build_jobs)" --target "$@"; then
     failed_step "build of preset ${preset}"
@@ -146,7 +146,7 @@ done
 rm -rf "${REPORTS}"
 mkdir -p "${REPORTS}"
 section "Packages, Python environment, model"
-"${ROOT}/deploy/install_packages.sh" --tests || die "the set-up failed; nothing was tested"
+"${ROOT}/deploy/install_packages.sh" --tests --cuda || die "the set-up failed; nothing was tested"
 for part in "${parts[@]}"; do
   "run_${part}"
 done

@@ -24,7 +24,8 @@ int64_t SuperBlockBytes(int64_t unit_bytes, int64_t other_bytes) {
   return bytes;
 }
 
-absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(int64_t bytes, int64_t super_block_bytes) {
+absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(int64_t bytes, int64_t super_block_bytes,
+                                                     MemoryPlace place) {
   const int64_t count = bytes / super_block_bytes;
   if (count < 1) {
     return absl::InvalidArgumentError(
@@ -38,7 +39,7 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(int64_t bytes, int64_t supe
         absl::StrFormat("cache arena of %d bytes; limit is %d", bytes, bytes_max));
   }
   std::unique_ptr<Arena> arena(new Arena);
-  MS_ASSIGN_OR_RETURN(arena->memory_, PagesMemory::Map(count * super_block_bytes));
+  MS_ASSIGN_OR_RETURN(arena->memory_, BackendMemory::Allocate(place, count * super_block_bytes));
   arena->super_block_bytes_ = super_block_bytes;
   arena->total_ = static_cast<int32_t>(count);
   arena->lent_.resize(static_cast<size_t>(count));

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/base/pages_memory.h"
+#include "engine/model/backend_memory.h"
 
 namespace morphserve {
 
@@ -20,7 +20,8 @@ int64_t SuperBlockBytes(int64_t unit_bytes, int64_t other_bytes = 0);
 class Arena {
  public:
   // INVALID_ARGUMENT when not one super-block fits; RESOURCE_EXHAUSTED when the system refuses.
-  static absl::StatusOr<std::unique_ptr<Arena>> Create(int64_t bytes, int64_t super_block_bytes);
+  static absl::StatusOr<std::unique_ptr<Arena>> Create(int64_t bytes, int64_t super_block_bytes,
+                                                       MemoryPlace place = MemoryPlace::kHost);
   ~Arena();  // CHECKs that every super-block came home.
 
   std::byte* base() const { return memory_.data(); }
@@ -34,7 +35,7 @@ class Arena {
 
  private:
   Arena() = default;
-  PagesMemory memory_;
+  BackendMemory memory_;
   int64_t super_block_bytes_ = 0;
   int32_t total_ = 0;
   std::vector<int32_t> free_;  // A stack.

@@ -17,6 +17,7 @@
 #include "engine/engine_options.h"
 #include "engine/loader/file_reader.h"
 #include "engine/model/model_config.h"
+#include "engine/model/parameter.h"
 #include "kernels/gemm.h"
 #include "kernels/recurrent_mixer.h"
 #include "kernels/slot_layout.h"
@@ -55,17 +56,17 @@ struct BranchesConfig {
 struct LinearWeights {
   // One product of the normed input: [aq; ak; av; gd; wa; wb; ws] stacked, `down_width` outputs.
   kernels::PackedMatrix down;
-  kernels::PackedMatrix bq, bk, bv;           // shared: [heads D, rank]
-  kernels::PackedMatrix wq, wk, wv;           // own: [heads D, hidden], kv heads for k and v
-  kernels::PackedMatrix wo;                   // own: [hidden, heads D]
-  kernels::PackedMatrix ao, bo;               // shared: [rank, heads D], [hidden, rank]
-  kernels::PackedMatrix gu;                   // [heads D, gate_rank]
-  std::vector<float> gb;                      // [heads D]
-  std::vector<float> conv;                    // [taps][3 heads D]
-  std::vector<float> a_log, dt_bias, b_beta;  // [heads]
-  std::vector<float> slopes;                  // [heads], lightning
-  std::vector<float> nw;                      // [heads D]
-  std::vector<float> bs;                      // [heads]
+  kernels::PackedMatrix bq, bk, bv;  // shared: [heads D, rank]
+  kernels::PackedMatrix wq, wk, wv;  // own: [heads D, hidden], kv heads for k and v
+  kernels::PackedMatrix wo;          // own: [hidden, heads D]
+  kernels::PackedMatrix ao, bo;      // shared: [rank, heads D], [hidden, rank]
+  kernels::PackedMatrix gu;          // [heads D, gate_rank]
+  Parameter gb;                      // [heads D]
+  Parameter conv;                    // [taps][3 heads D]
+  Parameter a_log, dt_bias, b_beta;  // [heads]
+  Parameter slopes;                  // [heads], lightning
+  Parameter nw;                      // [heads D]
+  Parameter bs;                      // [heads]
 };
 
 // Columns of `down`, in order; a part that the kind lacks has width 0.

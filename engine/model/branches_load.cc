@@ -44,7 +44,7 @@ const std::vector<MatrixPlace>& MatrixPlaces() {
 
 struct VectorPlace {
   std::string_view tensor;
-  std::vector<float> LinearWeights::*member;
+  Parameter LinearWeights::*member;
   float low, high;  // Outside, exp() of it would leave f32 or a state could grow.
 };
 constexpr float kAny = 1e30f;
@@ -123,7 +123,7 @@ class Loader {
       const TensorInfo* tensor = Find(layer, place.tensor);
       if (tensor != nullptr) MS_RETURN_IF_ERROR(LoadVector(*tensor, place, out));
     }
-    if (model_.rope.interleaved && !out->conv.empty()) PermuteConv(&out->conv);
+    if (model_.rope.interleaved && !out->conv.empty()) PermuteConv(&out->conv.host());
     return absl::OkStatus();
   }
 
@@ -198,7 +198,7 @@ class Loader {
                           LinearWeights* out) const {
     std::vector<std::byte> bytes(static_cast<size_t>(tensor.bytes));
     MS_RETURN_IF_ERROR(Read(tensor, bytes));
-    std::vector<float>& values = out->*place.member;
+    std::vector<float>& values = (out->*place.member).host();
     values.resize(static_cast<size_t>(tensor.elements()));
     kernels::Dequantize(tensor.dtype, bytes.data(), tensor.elements(), values.data());
     for (const float value : values) {

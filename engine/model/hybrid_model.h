@@ -14,7 +14,7 @@
 #include "engine/model/linear_layer.h"
 #include "engine/model/model_buffers.h"
 #include "engine/model/model_config.h"
-#include "engine/model/step_rows.h"
+#include "engine/model/step_stage.h"
 #include "engine/model/weights.h"
 #include "engine/runner/step_batch.h"
 #include "kernels/backend.h"
@@ -27,24 +27,27 @@ class HybridModel {
   static absl::StatusOr<std::unique_ptr<HybridModel>> Create(
       const ModelConfig& config, std::unique_ptr<ModelWeights> weights,
       std::unique_ptr<Branches> branches, KvDType kv_dtype, const ModelLimits& limits,
-      const kernels::Backend* backend, kernels::Stream stream);
+      const kernels::Backend* backend, kernels::Stream stream, std::unique_ptr<StepStage> stage);
 
-  // Computes every row of the batch; keeps the last residual stream of each row for Logits.
+  // Computes every row of the batch, which must outlive Finish; keeps the last residual stream of
+  // each row for Logits. On a device, work is only put into its queue.
   absl::Status Forward(const StepBatch& batch, std::byte* arena_base);
 
-  // One entry a segment of the last Forward: 1 when a mixer's output or state was not finite.
-  const std::vector<uint8_t>& nonfinite() const { return nonfinite_; }
-
   // Logits [count, vocab] of the given rows of the last Forward, at most ModelLimits::logit_rows.
-  // The memory is the model's and lives until the next call.
+  // The memory is the backend's and the model's, and lives until the next call.
   absl::StatusOr<float*> Logits(const int32_t* rows, int32_t count);
 
+  // Waits for the step; then nonfinite() has one entry a segment: 1 when a mixer's output or state
+  // was not finite.
+  absl::Status Finish();
+  const std::vector<uint8_t>& nonfinite() const { return nonfinite_; }
+
   // A forward pass in pieces, between which others may run: layers [begin, end) of the batch on
-  // `stream` [rows, hidden], its residual stream, which the piece that begins at 0 fills.
-  // nonfinite() is that of the piece. The same bits as Forward.
+  // `stream` [rows, hidden], its residual stream in host memory, which the piece that begins at 0
+  // fills. Finished when it returns; nonfinite() is that of the piece. The same bits as Forward.
   absl::Status ForwardLayers(const StepBatch& batch, std::byte* arena_base, int32_t begin,
                              int32_t end, float* stream);
-  // Logits as above, of `count` consecutive rows of such a stream.
+  // Logits as above, of `count` consecutive rows of such a stream, in host memory.
   absl::StatusOr<float*> LogitsOf(const float* stream, int32_t count);
 
   const ModelConfig& config() const { return config_; }
@@ -56,17 +59,15 @@ class HybridModel {
  private:
   HybridModel() = default;
   // Makes everything but the residual stream ready for the layers of a batch.
-  void Begin(const StepBatch& batch, std::byte* arena_base);
+  absl::Status Begin(const StepBatch& batch, std::byte* arena_base, int32_t begin, int32_t end);
   absl::StatusOr<float*> LogitsOfPicked(int32_t count);
-  void Embed(const StepBatch& batch);
-  void FillRope(const StepBatch& batch);
-  absl::Status Layer(const StepBatch& batch, int32_t layer);
+  absl::Status Embed();
+  absl::Status Layer(int32_t layer);
   absl::Status Projections(const LayerWeights& layer);
   absl::Status FullMix(const LayerWeights& layer, int32_t layer_index);
   absl::Status OutputProjection(const LayerWeights& layer, int32_t layer_index);
   absl::Status Mlp(const LayerWeights& layer, int32_t rows);
-  absl::Status Norm(const float* weight, int32_t rows);
-  void CollectGuards();
+  absl::Status Norm(const Parameter& weight, int32_t rows);
   // Linear rows use only projections of their own.
   bool own_projections() const { return branches_ != nullptr && branches_->header.config.own; }
 
@@ -77,13 +78,16 @@ class HybridModel {
   ModelLimits limits_;
   const kernels::Backend* backend_ = nullptr;
   kernels::Stream stream_;
-  RopeTable rope_;
+  std::unique_ptr<StepStage> stage_;
+  Parameter rope_frequency_;
+  float rope_magnitude_ = 1;
   ModelBuffers buffers_;
   LayerContext context_;
 
-  StepRows rows_;
-  RowList everything_;  // All rows of the step.
+  LayerRows rows_;     // Of the layer that runs.
+  RowSet everything_;  // All rows of the step.
   std::vector<uint8_t> nonfinite_;
+  std::vector<float> host_logits_;  // Of LogitsOf, on a device.
 };
 
 }  // namespace morphserve

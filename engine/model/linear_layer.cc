@@ -9,10 +9,6 @@
 namespace morphserve {
 namespace {
 
-const float* DataOrNull(const std::vector<float>& values) {
-  return values.empty() ? nullptr : values.data();
-}
-
 // One third of the recurrent mixer's input (0: q, 1: k, 2: v): a base projection spread over all
 // heads and, with `up`, its low-rank change.
 kernels::LowRankPart Third(const LayerContext& c, int32_t third, const float* base,
@@ -35,26 +31,26 @@ kernels::LowRankPart Gate(const LayerContext& c, const LinearWeights& w,
                           const DownColumns& columns) {
   const int32_t width = c.branches->heads * c.branches->head_dim;
   return {.weights = &w.gu,
-          .bias = DataOrNull(w.gb),
+          .bias = w.gb.data(),
           .x_column = columns.gate,
           .n = width,
           .y = c.buffers->z,
           .y_stride = width};
 }
 
-absl::Status FromDown(const LayerContext& c, const DownColumns& columns, const StepRows& rows,
+absl::Status FromDown(const LayerContext& c, const DownColumns& columns, const LayerRows& rows,
                       std::span<const kernels::LowRankPart> parts) {
   return c.backend->low_rank({.x = c.buffers->down,
                               .x_stride = columns.width,
-                              .rows = rows.linear.count(),
-                              .row_list = rows.linear.list(),
+                              .rows = rows.linear.count,
+                              .row_list = rows.linear.list,
                               .parts = parts},
                              c.stream);
 }
 
 // Fills buffers.qkv and buffers.z from the base's projections and low-rank changes.
 absl::Status SharedProjections(const LayerContext& c, const LinearWeights& w,
-                               const DownColumns& columns, const StepRows& rows) {
+                               const DownColumns& columns, const LayerRows& rows) {
   const ModelBuffers& b = *c.buffers;
   const int32_t kv_width = c.config->kv_heads * c.config->head_dim;
   const std::array<kernels::LowRankPart, 4> parts = {
@@ -66,7 +62,7 @@ absl::Status SharedProjections(const LayerContext& c, const LinearWeights& w,
 
 // The same from projections of the branch's own.
 absl::Status OwnProjections(const LayerContext& c, const LinearWeights& w,
-                            const DownColumns& columns, const StepRows& rows) {
+                            const DownColumns& columns, const LayerRows& rows) {
   const ModelBuffers& b = *c.buffers;
   const int32_t kv_width = c.config->kv_heads * c.config->head_dim;
   const std::array<kernels::MatmulPart, 3> products = {
@@ -80,7 +76,7 @@ absl::Status OwnProjections(const LayerContext& c, const LinearWeights& w,
 }
 
 absl::Status Recurrent(const LayerContext& c, const LinearWeights& w, const DownColumns& columns,
-                       const kernels::SlotShape& shape, StepRows* rows) {
+                       const kernels::SlotShape& shape, const LayerRows& rows) {
   const ModelBuffers& b = *c.buffers;
   const BranchesConfig& config = *c.branches;
   const bool delta = config.kind != BranchKind::kLightning;
@@ -91,7 +87,7 @@ absl::Status Recurrent(const LayerContext& c, const LinearWeights& w, const Down
        .shape = shape,
        .qkv = b.qkv,
        .qkv_stride = 3 * width,
-       .conv = DataOrNull(w.conv),
+       .conv = w.conv.data(),
        .silu = config.silu,
        .cos = config.rope ? b.cos : nullptr,
        .sin = config.rope ? b.sin : nullptr,
@@ -101,10 +97,10 @@ absl::Status Recurrent(const LayerContext& c, const LinearWeights& w, const Down
        .a = delta ? b.down + columns.a : nullptr,
        .b = delta ? b.down + columns.b : nullptr,
        .gate_stride = columns.width,
-       .a_log = DataOrNull(w.a_log),
-       .dt_bias = DataOrNull(w.dt_bias),
-       .b_beta = DataOrNull(w.b_beta),
-       .slopes = DataOrNull(w.slopes),
+       .a_log = w.a_log.data(),
+       .dt_bias = w.dt_bias.data(),
+       .b_beta = w.b_beta.data(),
+       .slopes = w.slopes.data(),
        .scale = config.scale,
        .norm_weight = w.nw.data(),
        .per_head_norm = delta,
@@ -114,18 +110,20 @@ absl::Status Recurrent(const LayerContext& c, const LinearWeights& w, const Down
        .z_stride = width,
        .out = b.mixed,
        .out_stride = width,
-       .row_list = rows->linear.list(),
-       .segments = rows->mixer,
-       .emits = rows->emits,
+       .row_list = rows.linear.list,
+       .segments = rows.mixer,
+       .rows_max = rows.mixer_rows_max,
+       .emits = rows.emits,
        .slot_base = c.arena_base,
-       .nonfinite = rows->nonfinite.data(),
+       .nonfinite = rows.nonfinite,
        .workspace = b.mixer_workspace,
        .workspace_bytes = b.mixer_workspace_bytes},
       c.stream);
 }
 
 absl::Status Window(const LayerContext& c, const LayerWeights& base, const LinearWeights& w,
-                    const DownColumns& columns, const kernels::SlotShape& shape, StepRows* rows) {
+                    const DownColumns& columns, const kernels::SlotShape& shape,
+                    const LayerRows& rows) {
   const ModelBuffers& b = *c.buffers;
   const ModelConfig& model = *c.config;
   const int64_t q_width = int64_t{model.heads} * model.head_dim;
@@ -139,8 +137,8 @@ absl::Status Window(const LayerContext& c, const LayerWeights& base, const Linea
        .k_stride = kv_width,
        .v = b.v,
        .v_stride = kv_width,
-       .q_norm = DataOrNull(base.q_norm),
-       .k_norm = DataOrNull(base.k_norm),
+       .q_norm = base.q_norm.data(),
+       .k_norm = base.k_norm.data(),
        .norm_eps = model.norm_eps,
        .cos = b.cos,
        .sin = b.sin,
@@ -149,16 +147,17 @@ absl::Status Window(const LayerContext& c, const LayerWeights& base, const Linea
        .heads = model.heads,
        .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(model.head_dim))),
        .gate = beside_state ? b.down + columns.window : nullptr,
-       .gate_bias = DataOrNull(w.bs),
+       .gate_bias = w.bs.data(),
        .gate_stride = columns.width,
        .accumulate = beside_state,
        .out = b.mixed,
        .out_stride = q_width,
-       .row_list = rows->linear.list(),
-       .segments = rows->mixer,
-       .emits = rows->emits,
+       .row_list = rows.linear.list,
+       .segments = rows.mixer,
+       .rows_max = rows.mixer_rows_max,
+       .emits = rows.emits,
        .slot_base = c.arena_base,
-       .nonfinite = rows->nonfinite.data(),
+       .nonfinite = rows.nonfinite,
        .workspace = b.mixer_workspace,
        .workspace_bytes = b.mixer_workspace_bytes},
       c.stream);
@@ -167,11 +166,11 @@ absl::Status Window(const LayerContext& c, const LayerWeights& base, const Linea
 }  // namespace
 
 absl::Status ListedMatmul(const LayerContext& c, const float* x, int64_t x_stride,
-                          const RowList& rows, std::span<const kernels::MatmulPart> parts) {
+                          const RowSet& rows, std::span<const kernels::MatmulPart> parts) {
   return c.backend->matmul({.x = x,
                             .x_stride = x_stride,
-                            .rows = rows.count(),
-                            .row_list = rows.list(),
+                            .rows = rows.count,
+                            .row_list = rows.list,
                             .parts = parts,
                             .workspace = c.buffers->matmul_workspace,
                             .workspace_bytes = c.buffers->matmul_workspace_bytes},
@@ -179,7 +178,7 @@ absl::Status ListedMatmul(const LayerContext& c, const float* x, int64_t x_strid
 }
 
 absl::Status LinearMix(const LayerContext& c, const LayerWeights& base, const LinearWeights& branch,
-                       StepRows* rows) {
+                       const LayerRows& rows) {
   const BranchesConfig& config = *c.branches;
   const kernels::SlotShape shape = MakeSlotShape(config, *c.config, c.kv_dtype);
   const DownColumns columns = MakeDownColumns(config);
@@ -187,9 +186,9 @@ absl::Status LinearMix(const LayerContext& c, const LayerWeights& base, const Li
     const kernels::MatmulPart down = {
         .weights = &branch.down, .y = c.buffers->down, .y_stride = columns.width};
     MS_RETURN_IF_ERROR(
-        ListedMatmul(c, c.buffers->normed, c.config->hidden, rows->linear, std::span(&down, 1)));
-    MS_RETURN_IF_ERROR(config.own ? OwnProjections(c, branch, columns, *rows)
-                                  : SharedProjections(c, branch, columns, *rows));
+        ListedMatmul(c, c.buffers->normed, c.config->hidden, rows.linear, std::span(&down, 1)));
+    MS_RETURN_IF_ERROR(config.own ? OwnProjections(c, branch, columns, rows)
+                                  : SharedProjections(c, branch, columns, rows));
     MS_RETURN_IF_ERROR(Recurrent(c, branch, columns, shape, rows));
   }
   if (!config.has_window()) return absl::OkStatus();
@@ -197,7 +196,7 @@ absl::Status LinearMix(const LayerContext& c, const LayerWeights& base, const Li
 }
 
 absl::Status LinearOutput(const LayerContext& c, const LinearWeights& branch,
-                          const StepRows& rows) {
+                          const LayerRows& rows) {
   const BranchesConfig& config = *c.branches;
   if (!config.has_state() || config.own) return absl::OkStatus();
   const int64_t width = int64_t{config.heads} * config.head_dim;
@@ -211,8 +210,8 @@ absl::Status LinearOutput(const LayerContext& c, const LinearWeights& branch,
                                     .accumulate = true};
   return c.backend->low_rank({.x = c.buffers->low,
                               .x_stride = config.rank,
-                              .rows = rows.linear.count(),
-                              .row_list = rows.linear.list(),
+                              .rows = rows.linear.count,
+                              .row_list = rows.linear.list,
                               .parts = std::span(&out, 1)},
                              c.stream);
 }

@@ -6,9 +6,9 @@
 
 #include "absl/status/status.h"
 #include "engine/model/branches.h"
+#include "engine/model/layer_rows.h"
 #include "engine/model/model_buffers.h"
 #include "engine/model/model_config.h"
-#include "engine/model/step_rows.h"
 #include "engine/model/weights.h"
 #include "kernels/backend.h"
 
@@ -28,15 +28,15 @@ struct LayerContext {
 // Reads buffers.normed and, for shared projections and windows, the base's q, k, v before rotation;
 // writes the linear rows of buffers.mixed. q and k of these rows are scratch afterwards.
 absl::Status LinearMix(const LayerContext& context, const LayerWeights& base,
-                       const LinearWeights& branch, StepRows* rows);
+                       const LinearWeights& branch, const LayerRows& rows);
 
 // What the output projection of linear rows adds beyond the base's: the low-rank part of shared
 // projections, accumulated into buffers.x. Nothing for own ones.
 absl::Status LinearOutput(const LayerContext& context, const LinearWeights& branch,
-                          const StepRows& rows);
+                          const LayerRows& rows);
 
 // y [rows, n] (+)= x W for listed rows; W may be several matrices over one input.
 absl::Status ListedMatmul(const LayerContext& context, const float* x, int64_t x_stride,
-                          const RowList& rows, std::span<const kernels::MatmulPart> parts);
+                          const RowSet& rows, std::span<const kernels::MatmulPart> parts);
 
 }  // namespace morphserve

@@ -4,10 +4,7 @@
 
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
-#include "kernels/attention.h"
-#include "kernels/gemm.h"
-#include "kernels/recurrent_mixer.h"
-#include "kernels/window_mixer.h"
+#include "kernels/cpu/thread_pool.h"
 
 namespace morphserve {
 namespace {
@@ -32,24 +29,24 @@ class Cutter {
   int64_t used_ = 0;
 };
 
-int64_t MatmulBytes(const ModelConfig& c, const ModelLimits& limits) {
+int64_t MatmulBytes(const ModelConfig& c, const ModelLimits& limits,
+                    const kernels::Backend& backend) {
   const int32_t rows = std::max(limits.rows, limits.logit_rows);
   const int32_t widest = std::max({c.hidden, c.heads * c.head_dim, c.mlp_width});
-  return kernels::MatmulWorkspaceBytes(rows, widest);
+  return backend.matmul_bytes(rows, widest);
 }
 
 int64_t MixerBytes(const ModelConfig& c, const BranchesConfig* b, KvDType kv_dtype,
-                   const ModelLimits& limits, int32_t threads) {
-  int64_t bytes = kernels::AttentionWorkspaceBytes(limits.sequences, limits.rows, limits.context,
-                                                   c.heads, c.head_dim, threads);
+                   const ModelLimits& limits, const kernels::Backend& backend, int32_t threads) {
+  int64_t bytes = backend.attention_bytes(limits.sequences, limits.rows, limits.context, c.heads,
+                                          c.head_dim, threads);
   if (b == nullptr) return bytes;
   if (b->has_state()) {
-    bytes = std::max(bytes,
-                     kernels::RecurrentWorkspaceBytes(limits.rows, b->heads, b->head_dim, threads));
+    bytes = std::max(bytes, backend.recurrent_bytes(limits.rows, b->heads, b->head_dim, threads));
   }
   if (b->has_window()) {
-    bytes = std::max(bytes, kernels::WindowWorkspaceBytes(limits.sequences, limits.rows,
-                                                          MakeSlotShape(*b, c, kv_dtype), threads));
+    bytes = std::max(bytes, backend.window_bytes(limits.sequences, limits.rows,
+                                                 MakeSlotShape(*b, c, kv_dtype), threads));
   }
   return bytes;
 }
@@ -73,7 +70,8 @@ void CutLinear(const ModelConfig& c, const BranchesConfig& b, const ModelLimits&
 }
 
 int64_t Cut(const ModelConfig& c, const BranchesConfig* branches, KvDType kv_dtype,
-            const ModelLimits& limits, int32_t threads, std::byte* base, ModelBuffers* out) {
+            const ModelLimits& limits, const kernels::Backend& backend, int32_t threads,
+            std::byte* base, ModelBuffers* out) {
   const int64_t q_width = int64_t{c.heads} * c.head_dim;
   const int64_t kv_width = int64_t{c.kv_heads} * c.head_dim;
   Cutter cutter(base);
@@ -90,9 +88,9 @@ int64_t Cut(const ModelConfig& c, const BranchesConfig* branches, KvDType kv_dty
   out->logits = cutter.Floats(limits.logit_rows, c.vocab);
   out->picked = cutter.Floats(limits.logit_rows, c.hidden);
   if (branches != nullptr) CutLinear(c, *branches, limits, &cutter, out);
-  out->matmul_workspace_bytes = MatmulBytes(c, limits);
+  out->matmul_workspace_bytes = MatmulBytes(c, limits, backend);
   out->matmul_workspace = cutter.Bytes(out->matmul_workspace_bytes);
-  out->mixer_workspace_bytes = MixerBytes(c, branches, kv_dtype, limits, threads);
+  out->mixer_workspace_bytes = MixerBytes(c, branches, kv_dtype, limits, backend, threads);
   out->mixer_workspace = cutter.Bytes(out->mixer_workspace_bytes);
   return cutter.used();
 }
@@ -100,19 +98,26 @@ int64_t Cut(const ModelConfig& c, const BranchesConfig* branches, KvDType kv_dty
 }  // namespace
 
 int64_t ModelBuffers::Bytes(const ModelConfig& config, const BranchesConfig* branches,
-                            KvDType kv_dtype, const ModelLimits& limits, int32_t threads) {
+                            KvDType kv_dtype, const ModelLimits& limits,
+                            const kernels::Backend& backend, int32_t threads) {
   ModelBuffers scratch;
-  return Cut(config, branches, kv_dtype, limits, threads, nullptr, &scratch);
+  return Cut(config, branches, kv_dtype, limits, backend, threads, nullptr, &scratch);
 }
 
 absl::StatusOr<ModelBuffers> ModelBuffers::Create(const ModelConfig& config,
                                                   const BranchesConfig* branches, KvDType kv_dtype,
-                                                  const ModelLimits& limits, int32_t threads) {
+                                                  const ModelLimits& limits,
+                                                  const kernels::Backend& backend,
+                                                  kernels::Stream stream) {
   ModelBuffers buffers;
-  const int64_t bytes = Bytes(config, branches, kv_dtype, limits, threads);
-  MS_ASSIGN_OR_RETURN(buffers.memory, PagesMemory::Map(bytes));
-  MS_CHECK(Cut(config, branches, kv_dtype, limits, threads, buffers.memory.data(), &buffers) ==
-           bytes);
+  const int32_t threads = stream.pool == nullptr ? 1 : stream.pool->threads();
+  const int64_t bytes = Bytes(config, branches, kv_dtype, limits, backend, threads);
+  buffers.on_device = stream.cuda_stream != nullptr;
+  MS_ASSIGN_OR_RETURN(buffers.memory,
+                      BackendMemory::Allocate(
+                          buffers.on_device ? MemoryPlace::kDevice : MemoryPlace::kHost, bytes));
+  MS_CHECK(Cut(config, branches, kv_dtype, limits, backend, threads, buffers.memory.data(),
+               &buffers) == bytes);
   return buffers;
 }
 

@@ -6,9 +6,10 @@
 #include <cstdint>
 
 #include "absl/status/statusor.h"
-#include "engine/base/pages_memory.h"
+#include "engine/model/backend_memory.h"
 #include "engine/model/branches.h"
 #include "engine/model/model_config.h"
+#include "kernels/backend.h"
 
 namespace morphserve {
 
@@ -45,14 +46,18 @@ struct ModelBuffers {
   std::byte* mixer_workspace = nullptr;  // Of whichever mixer runs.
   int64_t mixer_workspace_bytes = 0;
 
-  PagesMemory memory;
+  BackendMemory memory;
+  bool on_device = false;
 
-  // `branches` is null for a dense model.
+  // `branches` is null for a dense model; `threads` is the CPU's.
   static int64_t Bytes(const ModelConfig& config, const BranchesConfig* branches, KvDType kv_dtype,
-                       const ModelLimits& limits, int32_t threads);
+                       const ModelLimits& limits, const kernels::Backend& backend, int32_t threads);
+  // In the memory of the backend that `stream` belongs to.
   static absl::StatusOr<ModelBuffers> Create(const ModelConfig& config,
                                              const BranchesConfig* branches, KvDType kv_dtype,
-                                             const ModelLimits& limits, int32_t threads);
+                                             const ModelLimits& limits,
+                                             const kernels::Backend& backend,
+                                             kernels::Stream stream);
 };
 
 }  // namespace morphserve

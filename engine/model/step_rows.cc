@@ -1,20 +1,27 @@
 #include "engine/model/step_rows.h"
 
+#include <algorithm>
+
 #include "engine/base/check.h"
 
 namespace morphserve {
 namespace {
 
-void AddRows(const StepSegment& segment, RowList* list) {
-  for (int32_t r = 0; r < segment.row_count; ++r) list->rows.push_back(segment.row_begin + r);
+void AddRows(const StepSegment& segment, std::vector<int32_t>* list) {
+  for (int32_t r = 0; r < segment.row_count; ++r) list->push_back(segment.row_begin + r);
+}
+
+RowSet SetOf(const std::vector<int32_t>& list, size_t all) {
+  return {.list = list.size() == all ? nullptr : list.data(),
+          .count = static_cast<int32_t>(list.size())};
 }
 
 }  // namespace
 
 void StepRows::Split(const StepBatch& batch, int32_t layer) {
   const auto l = static_cast<size_t>(layer);
-  full.rows.clear();
-  linear.rows.clear();
+  full.clear();
+  linear.clear();
   attention.clear();
   mixer.clear();
   emits.clear();
@@ -26,7 +33,7 @@ void StepRows::Split(const StepBatch& batch, int32_t layer) {
     if (segment.plan->kind(layer) == LayerKind::kLinear) {
       const UnitAddress slot = segment.caches->slots[l];
       MS_CHECK(slot >= 0);
-      mixer.push_back({.row_begin = linear.count(),
+      mixer.push_back({.row_begin = static_cast<int32_t>(linear.size()),
                        .row_count = segment.row_count,
                        .position = segment.position,
                        .src_slot = slot,
@@ -42,7 +49,7 @@ void StepRows::Split(const StepBatch& batch, int32_t layer) {
       continue;
     }
     const std::vector<UnitAddress>& pages = segment.caches->pages[l];
-    attention.push_back({.row_begin = full.count(),
+    attention.push_back({.row_begin = static_cast<int32_t>(full.size()),
                          .row_count = segment.row_count,
                          .kv_len = segment.position + segment.row_count,
                          .page_table = pages.data()});
@@ -56,9 +63,26 @@ void StepRows::Split(const StepBatch& batch, int32_t layer) {
     }
     AddRows(segment, &full);
   }
-  full.all = full.count() == batch.rows();
-  linear.all = linear.count() == batch.rows();
   nonfinite.assign(mixer.size(), 0);
+}
+
+LayerRows StepRows::View() {
+  LayerRows view = {.full = SetOf(full, page_of_row.size()),
+                    .attention = attention,
+                    .page_of_row = page_of_row.data(),
+                    .offset_of_row = offset_of_row.data(),
+                    .linear = SetOf(linear, page_of_row.size()),
+                    .mixer = mixer,
+                    .emits = emits,
+                    .nonfinite = nonfinite.data()};
+  for (const kernels::AttentionSegment& segment : attention) {
+    view.attention_rows_max = std::max(view.attention_rows_max, segment.row_count);
+    view.kv_len_max = std::max(view.kv_len_max, segment.kv_len);
+  }
+  for (const kernels::MixerSegment& segment : mixer) {
+    view.mixer_rows_max = std::max(view.mixer_rows_max, segment.row_count);
+  }
+  return view;
 }
 
 }  // namespace morphserve

@@ -29,8 +29,8 @@ int64_t RoundUp(int64_t value, int64_t multiple) {
 // One tensor to load: where it goes.
 struct Item {
   const TensorInfo* tensor = nullptr;
-  PackedMatrix* matrix = nullptr;        // Either a matrix,
-  std::vector<float>* vector = nullptr;  // or a vector.
+  PackedMatrix* matrix = nullptr;  // Either a matrix,
+  Parameter* vector = nullptr;     // or a vector.
   int64_t storage_offset = 0;
   Sha256Digest digest{};
 };
@@ -113,7 +113,7 @@ class Layout {
     storage_bytes_ += RoundUp(kernels::PackedBytes(matrix->format, n, k), kAlignment);
   }
 
-  void Vector(const std::string& name, int32_t n, std::vector<float>* vector) {
+  void Vector(const std::string& name, int32_t n, Parameter* vector) {
     const TensorInfo* tensor = Find(name, {n});
     if (tensor == nullptr) return;
     items_.push_back({.tensor = tensor, .vector = vector});
@@ -134,8 +134,8 @@ absl::Status LoadVector(const TensorSource& source, Item* item) {
   Sha256 hash;
   hash.Update(bytes);
   item->digest = hash.Finish();
-  item->vector->resize(static_cast<size_t>(tensor.elements()));
-  kernels::Dequantize(tensor.dtype, bytes.data(), tensor.elements(), item->vector->data());
+  item->vector->host().resize(static_cast<size_t>(tensor.elements()));
+  kernels::Dequantize(tensor.dtype, bytes.data(), tensor.elements(), item->vector->host().data());
   return absl::OkStatus();
 }
 
@@ -186,6 +186,12 @@ int64_t PackedWeightBytes(const Checkpoint& checkpoint, WeightsDType dtype) {
   ModelWeights scratch;
   Layout layout(checkpoint, dtype, &scratch);
   return layout.storage_bytes();
+}
+
+ModelWeights WeightShapes(const Checkpoint& checkpoint, WeightsDType dtype) {
+  ModelWeights shapes;
+  Layout layout(checkpoint, dtype, &shapes);
+  return shapes;
 }
 
 absl::StatusOr<std::unique_ptr<ModelWeights>> LoadWeights(

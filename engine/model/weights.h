@@ -14,6 +14,7 @@
 #include "engine/base/sha256.h"
 #include "engine/engine_options.h"
 #include "engine/loader/checkpoint.h"
+#include "engine/model/parameter.h"
 #include "kernels/gemm.h"
 
 namespace morphserve {
@@ -23,21 +24,21 @@ class ThreadPool;
 }
 
 struct LayerWeights {
-  std::vector<float> attn_norm;               // [hidden]
-  kernels::PackedMatrix q, k, v;              // [heads d, hidden], [kv_heads d, hidden] twice
-  std::vector<float> q_bias, k_bias, v_bias;  // [outputs] or empty
-  std::vector<float> q_norm, k_norm;          // [d] or empty
-  kernels::PackedMatrix output;               // [hidden, heads d]
-  std::vector<float> output_bias;             // [hidden] or empty
-  std::vector<float> ffn_norm;                // [hidden]
-  kernels::PackedMatrix gate, up;             // [mlp_width, hidden]
-  kernels::PackedMatrix down;                 // [hidden, mlp_width]
+  Parameter attn_norm;               // [hidden]
+  kernels::PackedMatrix q, k, v;     // [heads d, hidden], [kv_heads d, hidden] twice
+  Parameter q_bias, k_bias, v_bias;  // [outputs] or empty
+  Parameter q_norm, k_norm;          // [d] or empty
+  kernels::PackedMatrix output;      // [hidden, heads d]
+  Parameter output_bias;             // [hidden] or empty
+  Parameter ffn_norm;                // [hidden]
+  kernels::PackedMatrix gate, up;    // [mlp_width, hidden]
+  kernels::PackedMatrix down;        // [hidden, mlp_width]
 };
 
 struct ModelWeights {
   kernels::PackedMatrix embedding;  // [vocab, hidden]
   kernels::PackedMatrix head;       // [vocab, hidden]; the embedding itself when tied
-  std::vector<float> output_norm;   // [hidden]
+  Parameter output_norm;            // [hidden]
   std::vector<LayerWeights> layers;
   int64_t parameters = 0;
   // SHA-256 over the sorted (name, type, shape, SHA-256 of the data) of every tensor.
@@ -47,6 +48,9 @@ struct ModelWeights {
 
 // Bytes the packed matrices will take, from headers alone.
 int64_t PackedWeightBytes(const Checkpoint& checkpoint, WeightsDType dtype);
+
+// The shapes and formats of all matrices, without their data; a tied head is left out.
+ModelWeights WeightShapes(const Checkpoint& checkpoint, WeightsDType dtype);
 
 // Reads and packs every tensor on the pool. `progress` (may be null) gets rising fractions up to 1
 // on the calling thread or a worker; `cancel` (may be null) is looked at between blocks: CANCELLED.

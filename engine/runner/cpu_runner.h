@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "engine/model/hybrid_model.h"
+#include "engine/runner/host_sampler.h"
 #include "engine/runner/model_runner.h"
-#include "kernels/cpu/thread_pool.h"
 
 namespace morphserve {
 
@@ -20,19 +20,13 @@ class CpuRunner final : public ModelRunner {
 
   absl::Status Run(const StepBatch& batch, StepResult* result) override;
 
-  const HybridModel& model() const { return *model_; }
-  HybridModel* mutable_model() { return model_.get(); }
+  HybridModel* model() { return model_.get(); }
 
  private:
-  void SampleBlock(const StepBatch& batch, size_t first, size_t count, float* logits,
-                   std::vector<kernels::SampleResult>* results);
-
   std::unique_ptr<HybridModel> model_;
   std::byte* const arena_base_;
-  kernels::cpu::ThreadPool* const pool_;
-  const int32_t pieces_;
   const int32_t logit_rows_max_;
-  std::vector<kernels::SampleScratch> scratch_;  // One a worker.
+  HostSampler sampler_;
   std::vector<int32_t> rows_;
 };
 

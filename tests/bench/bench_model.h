@@ -17,6 +17,7 @@
 #include "engine/cache/cache_manager.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/memory_plan.h"
+#include "engine/model/host_stage.h"
 #include "engine/model/stored_plans.h"
 #include "engine/runner/cpu_runner.h"
 #include "engine/runner/cpu_unit_memory.h"
@@ -59,14 +60,15 @@ class BenchModel {
     load_s_ = Seconds() - begin;
     EngineOptions options;
     options.weights_dtype = dtype;
-    kv_dtype_ = ResolveKvDType(options);
+    kv_dtype_ = ResolveKvDType(options, DevicePlace());
     const BranchesHeader* header = branches_source.empty() ? nullptr : &header_;
     if (header != nullptr) slot_shape_ = MakeSlotShape(header->config, config_, kv_dtype_);
     page_bytes_ = PageUnitBytes(config_, kv_dtype_);
     slot_bytes_ = SlotUnitBytes(config_, header, kv_dtype_);
     const ModelLimits limits = {.rows = 512, .sequences = 64, .context = context, .logit_rows = 64};
     auto model = HybridModel::Create(config_, *std::move(weights), std::move(branches), kv_dtype_,
-                                     limits, &kernels::CpuBackend(), {.pool = pool_.get()});
+                                     limits, &kernels::CpuBackend(), {.pool = pool_.get()},
+                                     std::make_unique<HostStage>());
     if (!model.ok()) Die(model.status());
     arena_ = *Arena::Create(int64_t{4} << 30, SuperBlockBytes(page_bytes_, slot_bytes_));
     memory_ = std::make_unique<CpuUnitMemory>(arena_->base(), slot_shape_);

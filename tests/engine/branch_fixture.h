@@ -50,13 +50,12 @@ class BranchForward {
  private:
   using Floats = std::vector<float>;
   Floats Zeros(int32_t width) const { return Floats(static_cast<size_t>(rows_ * width)); }
-  static const float* DataOrNull(const Floats& v) { return v.empty() ? nullptr : v.data(); }
   kernels::Stream stream() const { return {.pool = pool_}; }
 
-  Floats Product(const kernels::PackedMatrix& w, const Floats& bias, const Floats& x) const {
+  Floats Product(const kernels::PackedMatrix& w, const Parameter& bias, const Floats& x) const {
     Floats y = Zeros(w.n);
     const kernels::MatmulPart part = {
-        .weights = &w, .bias = DataOrNull(bias), .y = y.data(), .y_stride = w.n};
+        .weights = &w, .bias = bias.data(), .y = y.data(), .y_stride = w.n};
     const int64_t bytes = kernels::MatmulWorkspaceBytes(rows_, w.k);
     const PagesMemory workspace = *PagesMemory::Map(std::max<int64_t>(bytes, 64));
     EXPECT_EQ(kernels::cpu::Matmul({.x = x.data(),
@@ -169,7 +168,7 @@ class BranchForward {
                                             .shape = shape_,
                                             .qkv = qkv->data(),
                                             .qkv_stride = 3 * width_,
-                                            .conv = DataOrNull(branch_.conv),
+                                            .conv = branch_.conv.data(),
                                             .silu = config_.silu,
                                             .cos = config_.rope ? cos_.data() : nullptr,
                                             .sin = config_.rope ? sin_.data() : nullptr,
@@ -179,10 +178,10 @@ class BranchForward {
                                             .a = delta ? down_.data() + columns_.a : nullptr,
                                             .b = delta ? down_.data() + columns_.b : nullptr,
                                             .gate_stride = columns_.width,
-                                            .a_log = DataOrNull(branch_.a_log),
-                                            .dt_bias = DataOrNull(branch_.dt_bias),
-                                            .b_beta = DataOrNull(branch_.b_beta),
-                                            .slopes = DataOrNull(branch_.slopes),
+                                            .a_log = branch_.a_log.data(),
+                                            .dt_bias = branch_.dt_bias.data(),
+                                            .b_beta = branch_.b_beta.data(),
+                                            .slopes = branch_.slopes.data(),
                                             .scale = config_.scale,
                                             .norm_weight = branch_.nw.data(),
                                             .per_head_norm = delta,
@@ -217,8 +216,8 @@ class BranchForward {
                    .k_stride = kv_width_,
                    .v = v.data(),
                    .v_stride = kv_width_,
-                   .q_norm = DataOrNull(base_.q_norm),
-                   .k_norm = DataOrNull(base_.k_norm),
+                   .q_norm = base_.q_norm.data(),
+                   .k_norm = base_.k_norm.data(),
                    .norm_eps = model_.norm_eps,
                    .cos = cos_.data(),
                    .sin = sin_.data(),
@@ -227,7 +226,7 @@ class BranchForward {
                    .heads = model_.heads,
                    .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(model_.head_dim))),
                    .gate = beside ? down_.data() + columns_.window : nullptr,
-                   .gate_bias = DataOrNull(branch_.bs),
+                   .gate_bias = branch_.bs.data(),
                    .gate_stride = columns_.width,
                    .accumulate = beside,
                    .out = x->data(),

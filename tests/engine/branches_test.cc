@@ -161,7 +161,9 @@ TEST(Branches, AnInterleavedBaseGetsRowsOfQAndKInItsOrder) {
       EXPECT_EQ(Row(o.wv, row), FileRow(p + "wv", row, 24));
     }
     for (int64_t tap = 0; tap < 3; ++tap) {
-      const auto conv = [&](int64_t channel) { return s.conv[static_cast<size_t>(channel)]; };
+      const auto conv = [&](int64_t channel) {
+        return s.conv.host()[static_cast<size_t>(channel)];
+      };
       const auto value = [&](int64_t i) { return BranchesBuilder::Value(p + "conv", i); };
       EXPECT_EQ(conv(tap * 72 + row), value(tap * 72 + file_row(row)));
       EXPECT_EQ(conv(tap * 72 + 24 + row), value(tap * 72 + 24 + file_row(row)));

@@ -13,6 +13,7 @@
 #include "engine/cache/cache_manager.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/memory_plan.h"
+#include "engine/model/host_stage.h"
 #include "engine/model/hybrid_model.h"
 #include "engine/model/stored_plans.h"
 #include "engine/runner/cpu_unit_memory.h"
@@ -45,7 +46,7 @@ class Forward {
     }
     EngineOptions options;
     options.weights_dtype = dtype;
-    const KvDType kv = ResolveKvDType(options);
+    const KvDType kv = ResolveKvDType(options, DevicePlace());
     const int64_t page = PageUnitBytes(config_, kv);
     const int64_t slot =
         SlotUnitBytes(config_, branches == nullptr ? nullptr : &branches->header, kv);
@@ -55,7 +56,8 @@ class Forward {
     const ModelLimits limits = {
         .rows = context, .sequences = 4, .context = context, .logit_rows = 8};
     model_ = *HybridModel::Create(config_, *std::move(weights), std::move(branches), kv, limits,
-                                  &kernels::CpuBackend(), {.pool = pool_.get()});
+                                  &kernels::CpuBackend(), {.pool = pool_.get()},
+                                  std::make_unique<HostStage>());
     const int64_t block = SuperBlockBytes(page, slot);
     const int64_t pages = int64_t{config_.layers} * (context / kPageTokens + 1);
     const int64_t blocks =

@@ -18,6 +18,7 @@
 #include "engine/engine_core.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/memory_plan.h"
+#include "engine/model/host_stage.h"
 #include "engine/model/stored_plans.h"
 #include "engine/runner/cpu_runner.h"
 #include "engine/runner/cpu_unit_memory.h"
@@ -57,7 +58,7 @@ class ParityModel {
     if (!branches.ok()) return;
     EngineOptions options;
     options.weights_dtype = dtype;
-    const KvDType kv = ResolveKvDType(options);
+    const KvDType kv = ResolveKvDType(options, DevicePlace());
     page_bytes_ = PageUnitBytes(config, kv);
     slot_bytes_ = SlotUnitBytes(config, &*header, kv);
     layers_ = config.layers;
@@ -70,7 +71,8 @@ class ParityModel {
         std::make_unique<CpuUnitMemory>(arena_->base(), MakeSlotShape(header->config, config, kv));
     const ModelLimits limits = {.rows = 320, .sequences = 16, .context = context, .logit_rows = 16};
     auto model = HybridModel::Create(config, *std::move(weights), *std::move(branches), kv, limits,
-                                     &kernels::CpuBackend(), {.pool = pool_.get()});
+                                     &kernels::CpuBackend(), {.pool = pool_.get()},
+                                     std::make_unique<HostStage>());
     EXPECT_TRUE(model.ok()) << model.status();
     runner_ = std::make_unique<CpuRunner>(*std::move(model), arena_->base(), pool_.get(), vocab_,
                                           limits.logit_rows);

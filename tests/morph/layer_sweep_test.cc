@@ -18,10 +18,10 @@ constexpr int32_t kTokens = 70;
 double NextTokenLoss(const Toy& toy, const Values& last, int32_t row, int32_t next) {
   const auto hidden = static_cast<size_t>(toy.config.hidden);
   const auto at = last.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(row) * hidden);
-  const Values normed =
-      reference::RmsNorm({at, at + toy.config.hidden},
-                         {toy.weights->output_norm.begin(), toy.weights->output_norm.end()},
-                         static_cast<double>(toy.config.norm_eps));
+  const Values normed = reference::RmsNorm(
+      {at, at + toy.config.hidden},
+      {toy.weights->output_norm.host().begin(), toy.weights->output_norm.host().end()},
+      static_cast<double>(toy.config.norm_eps));
   double sum = 0, chosen = 0;
   std::vector<float> head(hidden);
   for (int32_t token = 0; token < toy.config.vocab; ++token) {

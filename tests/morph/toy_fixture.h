@@ -117,10 +117,11 @@ class Toy {
       w.bo = Matrix(config.hidden, c.rank, 0.5f);
     }
     if (c.kind == BranchKind::kLightning) {
-      for (size_t h = 0; h < heads; ++h) w.slopes.push_back(0.05f * static_cast<float>(h + 1));
+      for (size_t h = 0; h < heads; ++h)
+        w.slopes.host().push_back(0.05f * static_cast<float>(h + 1));
     } else {
       w.a_log = numbers_.Normals(heads, 0.5f);
-      w.dt_bias.assign(heads, -2.0f);
+      w.dt_bias.host().assign(heads, -2.0f);
       w.b_beta = numbers_.Normals(heads);
     }
     if (c.has_window()) w.bs = numbers_.Normals(heads);

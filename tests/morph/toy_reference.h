@@ -197,7 +197,7 @@ class ToyReference {
     if (c.has_window()) {
       Values gates = part(columns.window, c.heads);
       for (size_t i = 0; i < gates.size(); ++i) {
-        gates[i] += static_cast<double>(w.bs[i % w.bs.size()]);
+        gates[i] += static_cast<double>(w.bs.host()[i % w.bs.size()]);
       }
       const Values window = Attend(b, c.window, c.sinks, gates);
       for (size_t i = 0; i < mixed.size(); ++i) mixed[i] += window[i];

@@ -84,11 +84,11 @@ TEST(Settings, APlannedKeyStopsTheStartAndSaysWhy) {
 TEST(Settings, AllProblemsAreToldAtOnce) {
   const std::string problems = ProblemsOf({.yaml = "limits: {n: 0}\nnope: {a: 1}\n",
                                            .environment = {{"MORPHSERVE_LOG_LEVEL", "loud"}},
-                                           .overrides = {{"device.kind", "cuda"}}});
+                                           .overrides = {{"device.kind", "tpu"}}});
   EXPECT_THAT(problems, HasSubstr("limits.n is '0'; must be a whole number 1 to 256"));
   EXPECT_THAT(problems, HasSubstr("nope.a"));
   EXPECT_THAT(problems, HasSubstr("log.level is 'loud'; must be one of"));
-  EXPECT_THAT(problems, HasSubstr("cuda is planned, not built yet"));
+  EXPECT_THAT(problems, HasSubstr("device.kind is 'tpu'; must be one of"));
 }
 
 TEST(Settings, AnEnvironmentNameWithinASectionMustBeKnown) {

@@ -1,0 +1,37 @@
+// StepStage brings what a step's operations read (tokens, positions, row lists, page tables) within
+// reach of the backend, and back what they say. On the CPU that is the memory it was made in; on a
+// device it is one copy a step. Thread rule: engine thread only. Order: Begin, then the layers in
+// ascending order, then Finish.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/model/layer_rows.h"
+#include "engine/runner/step_batch.h"
+
+namespace morphserve {
+
+class StepStage {
+ public:
+  virtual ~StepStage() = default;
+
+  // Makes ready the rows of layers [begin, end) of the batch, which is borrowed until Finish.
+  virtual absl::Status Begin(const StepBatch& batch, int32_t begin, int32_t end) = 0;
+  virtual const int32_t* tokens() const = 0;     // [rows]
+  virtual const int32_t* positions() const = 0;  // [rows]
+  virtual LayerRows Layer(int32_t layer) = 0;
+  // A list of the caller's, until the next Begin.
+  virtual absl::StatusOr<const int32_t*> List(const int32_t* values, int32_t count) = 0;
+  // Waits until all of the step is done. `nonfinite` gets one entry a segment of the batch: 1 when
+  // a mixer's output or state was not finite.
+  virtual absl::Status Finish(std::vector<uint8_t>* nonfinite) = 0;
+
+  // Copies between the host's and the backend's memory, in the order of the step. Get waits.
+  virtual absl::Status Put(void* backend, const void* host, int64_t bytes) = 0;
+  virtual absl::Status Get(void* host, const void* backend, int64_t bytes) = 0;
+};
+
+}  // namespace morphserve
