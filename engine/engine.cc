@@ -11,14 +11,8 @@
 #include "engine/base/text_view.h"
 #include "engine/engine_impl.h"
 #include "engine/memory_plan.h"
-#include "engine/model/device_stage.h"
-#include "engine/model/device_weights.h"
-#include "engine/model/host_stage.h"
 #include "engine/model/stored_plans.h"
-#include "engine/runner/cpu_runner.h"
-#include "engine/runner/cpu_unit_memory.h"
-#include "engine/runner/cuda_runner.h"
-#include "engine/runner/cuda_unit_memory.h"
+#include "engine/model_place.h"
 #include "engine/self_test.h"
 
 namespace morphserve {
@@ -78,29 +72,6 @@ std::string DeviceName(const DevicePlace& place, const Machine& machine, int32_t
   return absl::StrFormat("%s, %d threads, %s%s", machine.cpu_name, threads,
                          kernels::CpuDispatchDescription(),
                          place.why().empty() ? "" : absl::StrCat(" (", place.why(), ")"));
-}
-
-std::unique_ptr<UnitMemory> MakeUnitMemory(const DevicePlace& place, std::byte* arena,
-                                           const kernels::SlotShape& slot) {
-  if (!place.on_device()) return std::make_unique<CpuUnitMemory>(arena, slot);
-  return std::make_unique<CudaUnitMemory>(arena, slot, place.stream(nullptr));
-}
-
-absl::StatusOr<std::unique_ptr<StepStage>> MakeStage(const DevicePlace& place, int32_t layers,
-                                                     const ModelLimits& limits) {
-  if (!place.on_device()) return std::make_unique<HostStage>();
-  return DeviceStage::Create(layers, limits, place.stream(nullptr));
-}
-
-std::unique_ptr<ModelRunner> MakeRunner(const DevicePlace& place,
-                                        std::unique_ptr<HybridModel> model, std::byte* arena,
-                                        kernels::cpu::ThreadPool* pool, int32_t pieces,
-                                        int32_t logit_rows) {
-  if (!place.on_device()) {
-    return std::make_unique<CpuRunner>(std::move(model), arena, pool, pieces, logit_rows);
-  }
-  return std::make_unique<CudaRunner>(std::move(model), arena, place.stream(pool), pool, pieces,
-                                      logit_rows);
 }
 
 absl::StatusOr<std::optional<BranchesHeader>> OpenNamedBranches(const Checkpoint& checkpoint,
@@ -207,10 +178,6 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
   MS_ASSIGN_OR_RETURN(
       parts.plans, MakeRegistry(options, named, config.layers, parts.base_id, parts.branches_id));
 
-  if (place.on_device()) {
-    MS_ASSIGN_OR_RETURN(parts.device.weights,
-                        PlaceOnDevice(weights.get(), branches.get(), place.stream(nullptr)));
-  }
   MS_ASSIGN_OR_RETURN(parts.arena, Arena::Create(info.memory.arena_bytes,
                                                  info.memory.super_block_bytes, place.memory()));
   const kernels::SlotShape slot =
@@ -225,15 +192,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
                                        .host_spill_bytes = options.host_spill_bytes},
                                       parts.arena.get(), parts.memory.get(), clock);
   const ModelLimits limits = MakeModelLimits(options, info.context_tokens, place.on_device());
-  MS_ASSIGN_OR_RETURN(std::unique_ptr<StepStage> stage, MakeStage(place, config.layers, limits));
-  MS_ASSIGN_OR_RETURN(
-      std::unique_ptr<HybridModel> model,
-      HybridModel::Create(config, std::move(weights), std::move(branches), kv_dtype, limits,
-                          &place.backend(), place.stream(parts.pool.get()), std::move(stage)));
+  MS_ASSIGN_OR_RETURN(std::unique_ptr<HybridModel> model,
+                      PlaceModel(config, std::move(weights), std::move(branches), kv_dtype, limits,
+                                 &parts.device, parts.pool.get()));
   parts.model = model.get();
   parts.tokenizer = std::move(checkpoint.tokenizer);
   parts.runner = MakeRunner(place, std::move(model), parts.arena->base(), parts.pool.get(),
-                            CountPieces(parts.tokenizer.get(), config.vocab), limits.logit_rows);
+                            CountPieces(parts.tokenizer.get(), config.vocab));
   parts.cost = std::make_unique<StepCost>();
   // Both branch kinds of every layer are tried, whatever the plans of the start use.
   std::vector<std::shared_ptr<const LayerPlan>> tried = {parts.plans->active()};

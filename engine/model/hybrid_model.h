@@ -37,6 +37,11 @@ class HybridModel {
   // The memory is the backend's and the model's, and lives until the next call.
   absl::StatusOr<float*> Logits(const int32_t* rows, int32_t count);
 
+  // Copies what Logits gave to the host, and waits.
+  absl::Status ToHost(void* host, const void* backend, int64_t bytes) {
+    return stage_->Get(host, backend, bytes);
+  }
+
   // Waits for the step; then nonfinite() has one entry a segment: 1 when a mixer's output or state
   // was not finite.
   absl::Status Finish();

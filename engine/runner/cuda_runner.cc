@@ -30,9 +30,8 @@ absl::Status CudaRunner::Run(const StepBatch& batch, StepResult* result) {
     MS_ASSIGN_OR_RETURN(const float* logits,
                         model_->Logits(rows_.data(), static_cast<int32_t>(block)));
     logits_.resize(block * static_cast<size_t>(vocab));
-    MS_RETURN_IF_ERROR(kernels::cuda::CopyToHost(
-        logits_.data(), logits, static_cast<int64_t>(logits_.size() * sizeof(float)), stream_));
-    MS_RETURN_IF_ERROR(kernels::cuda::Synchronize(stream_));
+    MS_RETURN_IF_ERROR(model_->ToHost(logits_.data(), logits,
+                                      static_cast<int64_t>(logits_.size() * sizeof(float))));
     sampler_.Sample(std::span(batch.logit_rows).subspan(first, block), logits_.data(), vocab,
                     std::span(result->samples).subspan(first, block));
   }

@@ -17,10 +17,8 @@
 #include "engine/cache/cache_manager.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/memory_plan.h"
-#include "engine/model/host_stage.h"
 #include "engine/model/stored_plans.h"
-#include "engine/runner/cpu_runner.h"
-#include "engine/runner/cpu_unit_memory.h"
+#include "engine/model_place.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace morphserve {
@@ -38,11 +36,14 @@ class BenchModel {
  public:
   // `branches_source` may be empty.
   BenchModel(const std::string& path, const std::string& branches_source, WeightsDType dtype,
-             int32_t threads, int32_t context) {
+             int32_t threads, int32_t context, DeviceKind device = DeviceKind::kCpu) {
     const double begin = Seconds();
     auto checkpoint = OpenCheckpoint(path);
     if (!checkpoint.ok()) Die(checkpoint.status());
     pool_ = kernels::cpu::ThreadPool::Create(threads, true);
+    auto place = DevicePlace::Open(device);
+    if (!place.ok()) Die(place.status());
+    place_ = *std::move(place);
     auto weights = LoadWeights(*checkpoint, dtype, pool_.get(), nullptr, nullptr);
     if (!weights.ok()) Die(weights.status());
     config_ = checkpoint->config;
@@ -60,25 +61,28 @@ class BenchModel {
     load_s_ = Seconds() - begin;
     EngineOptions options;
     options.weights_dtype = dtype;
-    kv_dtype_ = ResolveKvDType(options, DevicePlace());
+    kv_dtype_ = ResolveKvDType(options, place_);
     const BranchesHeader* header = branches_source.empty() ? nullptr : &header_;
     if (header != nullptr) slot_shape_ = MakeSlotShape(header->config, config_, kv_dtype_);
     page_bytes_ = PageUnitBytes(config_, kv_dtype_);
     slot_bytes_ = SlotUnitBytes(config_, header, kv_dtype_);
     const ModelLimits limits = {.rows = 512, .sequences = 64, .context = context, .logit_rows = 64};
-    auto model = HybridModel::Create(config_, *std::move(weights), std::move(branches), kv_dtype_,
-                                     limits, &kernels::CpuBackend(), {.pool = pool_.get()},
-                                     std::make_unique<HostStage>());
+    auto model = PlaceModel(config_, *std::move(weights), std::move(branches), kv_dtype_, limits,
+                            &place_, pool_.get());
     if (!model.ok()) Die(model.status());
-    arena_ = *Arena::Create(int64_t{4} << 30, SuperBlockBytes(page_bytes_, slot_bytes_));
-    memory_ = std::make_unique<CpuUnitMemory>(arena_->base(), slot_shape_);
+    auto arena =
+        Arena::Create(int64_t{4} << 30, SuperBlockBytes(page_bytes_, slot_bytes_), place_.memory());
+    if (!arena.ok()) Die(arena.status());
+    arena_ = *std::move(arena);
+    memory_ = MakeUnitMemory(place_, arena_->base(), slot_shape_);
     books_ = CacheManager::Create({.layers = config_.layers,
                                    .page_bytes = page_bytes_,
                                    .slot_bytes = slot_bytes_,
                                    .prefix_cache = false},
                                   arena_.get(), memory_.get(), &clock_);
-    runner_ = std::make_unique<CpuRunner>(*std::move(model), arena_->base(), pool_.get(),
-                                          config_.vocab, 64);
+    model_ = model->get();
+    tokenizer_ = std::move(checkpoint->tokenizer);
+    runner_ = MakeRunner(place_, *std::move(model), arena_->base(), pool_.get(), config_.vocab);
   }
 
   // The plan that keeps the `full_layers` layers of the default ranking.
@@ -125,7 +129,42 @@ class BenchModel {
                 repeats, between);
   }
 
+  // Runs the tokens under a plan and gives the logits that follow each of the `rows` (rising
+  // positions), in host memory, in order.
+  void Predict(const LayerPlan& plan, const std::vector<int32_t>& tokens,
+               const std::vector<int32_t>& rows,
+               const std::function<void(size_t index, const float* logits)>& take) {
+    SequenceCaches caches;
+    const auto length = static_cast<int32_t>(tokens.size());
+    if (!books_->Reserve(plan, length, &caches)) Die(absl::ResourceExhaustedError("no pages"));
+    std::vector<float> logits(static_cast<size_t>(config_.vocab));
+    size_t next = 0;
+    for (int32_t first = 0; first < length; first += model_->limits().rows) {
+      const int32_t count = std::min(model_->limits().rows, length - first);
+      StepBatch batch;
+      batch.tokens.assign(tokens.begin() + first, tokens.begin() + first + count);
+      batch.segments.push_back({.row_begin = 0,
+                                .row_count = count,
+                                .position = first,
+                                .caches = &caches,
+                                .plan = &plan});
+      Check(model_->Forward(batch, arena_->base()));
+      for (; next < rows.size() && rows[next] < first + count; ++next) {
+        const int32_t row = rows[next] - first;
+        auto there = model_->Logits(&row, 1);
+        Check(there.status());
+        Check(model_->ToHost(logits.data(), *there,
+                             static_cast<int64_t>(logits.size() * sizeof(float))));
+        take(next, logits.data());
+      }
+      Check(model_->Finish());
+    }
+    books_->Release(&caches);
+  }
+
   const ModelConfig& config() const { return config_; }
+  const BranchesHeader& header() const { return header_; }
+  const Tokenizer* tokenizer() const { return tokenizer_.get(); }
   int64_t weight_bytes() const { return weight_bytes_; }
   // What a decode step must read, and write of states: weights once, branches where a layer is
   // linear, pages up to the depth, of a slot the state both ways and the window once.
@@ -144,6 +183,10 @@ class BenchModel {
   [[noreturn]] static void Die(const absl::Status& status) {
     std::fprintf(stderr, "bench: %s\n", std::string(status.message()).c_str());
     std::exit(1);
+  }
+
+  static void Check(const absl::Status& status) {
+    if (!status.ok()) Die(status);
   }
 
   int32_t AnyToken() {
@@ -186,10 +229,13 @@ class BenchModel {
   int64_t page_bytes_ = 0;
   int64_t slot_bytes_ = 0;
   std::unique_ptr<kernels::cpu::ThreadPool> pool_;
+  DevicePlace place_;
   std::unique_ptr<Arena> arena_;
-  std::unique_ptr<CpuUnitMemory> memory_;
+  std::unique_ptr<UnitMemory> memory_;
   std::unique_ptr<CacheManager> books_;
-  std::unique_ptr<CpuRunner> runner_;
+  std::unique_ptr<ModelRunner> runner_;
+  HybridModel* model_ = nullptr;  // The runner's.
+  std::unique_ptr<Tokenizer> tokenizer_;
   std::mt19937 random_{1};
   int64_t weight_bytes_ = 0;
   int64_t branch_bytes_ = 0;

@@ -13,10 +13,9 @@
 #include "engine/cache/cache_manager.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/memory_plan.h"
-#include "engine/model/host_stage.h"
 #include "engine/model/hybrid_model.h"
 #include "engine/model/stored_plans.h"
-#include "engine/runner/cpu_unit_memory.h"
+#include "engine/model_place.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace morphserve {
@@ -25,8 +24,13 @@ class Forward {
  public:
   // Fails the test and stays empty when the checkpoint or the branches do not load.
   Forward(const std::string& path, WeightsDType dtype, int32_t context,
-          const std::string& branches_source = "", int32_t threads = 2)
+          const std::string& branches_source = "", int32_t threads = 2,
+          DeviceKind device = DeviceKind::kCpu)
       : pool_(kernels::cpu::ThreadPool::Create(threads, false)) {
+    auto place = DevicePlace::Open(device);
+    EXPECT_TRUE(place.ok()) << place.status();
+    if (!place.ok()) return;
+    place_ = *std::move(place);
     auto checkpoint = OpenCheckpoint(path);
     EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
     if (!checkpoint.ok()) return;
@@ -46,7 +50,7 @@ class Forward {
     }
     EngineOptions options;
     options.weights_dtype = dtype;
-    const KvDType kv = ResolveKvDType(options, DevicePlace());
+    const KvDType kv = ResolveKvDType(options, place_);
     const int64_t page = PageUnitBytes(config_, kv);
     const int64_t slot =
         SlotUnitBytes(config_, branches == nullptr ? nullptr : &branches->header, kv);
@@ -55,15 +59,17 @@ class Forward {
                                          : MakeSlotShape(branches->header.config, config_, kv);
     const ModelLimits limits = {
         .rows = context, .sequences = 4, .context = context, .logit_rows = 8};
-    model_ = *HybridModel::Create(config_, *std::move(weights), std::move(branches), kv, limits,
-                                  &kernels::CpuBackend(), {.pool = pool_.get()},
-                                  std::make_unique<HostStage>());
+    auto model = PlaceModel(config_, *std::move(weights), std::move(branches), kv, limits, &place_,
+                            pool_.get());
+    EXPECT_TRUE(model.ok()) << model.status();
+    if (!model.ok()) return;
+    model_ = *std::move(model);
     const int64_t block = SuperBlockBytes(page, slot);
     const int64_t pages = int64_t{config_.layers} * (context / kPageTokens + 1);
     const int64_t blocks =
         pages / (block / page) + 2 + (slot == 0 ? 0 : int64_t{config_.layers} / (block / slot) + 1);
-    arena_ = *Arena::Create(blocks * block, block);
-    memory_ = std::make_unique<CpuUnitMemory>(arena_->base(), shape);
+    arena_ = *Arena::Create(blocks * block, block, place_.memory());
+    memory_ = MakeUnitMemory(place_, arena_->base(), shape);
     books_ = CacheManager::Create(
         {.layers = config_.layers, .page_bytes = page, .slot_bytes = slot, .prefix_cache = false},
         arena_.get(), memory_.get(), &clock_);
@@ -128,14 +134,18 @@ class Forward {
     ASSERT_EQ(model_->Forward(batch, arena_->base()), absl::OkStatus());
   }
   std::vector<float> Row(int32_t row) {
-    float* logits = *model_->Logits(&row, 1);
-    return {logits, logits + config_.vocab};
+    const float* logits = *model_->Logits(&row, 1);
+    std::vector<float> out(static_cast<size_t>(config_.vocab));
+    EXPECT_EQ(model_->ToHost(out.data(), logits, static_cast<int64_t>(out.size() * sizeof(float))),
+              absl::OkStatus());
+    return out;
   }
 
   SystemClock clock_;
   std::unique_ptr<kernels::cpu::ThreadPool> pool_;
+  DevicePlace place_;
   std::unique_ptr<Arena> arena_;
-  std::unique_ptr<CpuUnitMemory> memory_;
+  std::unique_ptr<UnitMemory> memory_;
   std::unique_ptr<CacheManager> books_;
   ModelConfig config_;
   std::unique_ptr<HybridModel> model_;
