@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,12 +22,18 @@
 
 namespace morphserve {
 
+// Where the tests of whole models run: MORPHSERVE_TEST_DEVICE=cuda sends them to a device.
+inline DeviceKind TestDevice() {
+  const char* device = std::getenv("MORPHSERVE_TEST_DEVICE");
+  return device != nullptr && std::string(device) == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
+}
+
 class Forward {
  public:
   // Fails the test and stays empty when the checkpoint or the branches do not load.
   Forward(const std::string& path, WeightsDType dtype, int32_t context,
           const std::string& branches_source = "", int32_t threads = 2,
-          DeviceKind device = DeviceKind::kCpu)
+          DeviceKind device = TestDevice())
       : pool_(kernels::cpu::ThreadPool::Create(threads, false)) {
     auto place = DevicePlace::Open(device);
     EXPECT_TRUE(place.ok()) << place.status();
@@ -90,6 +98,26 @@ class Forward {
   }
 
   bool ok() const { return model_ != nullptr; }
+  // A bound on f32 errors that holds on the CPU, as it is here: devices sum in other orders.
+  double Bound(double cpu) const { return place_.on_device() ? 10 * cpu : cpu; }
+  // Two ways to compute the same: the same bits on the CPU, close on a device.
+  void ExpectSame(const std::vector<std::vector<float>>& a,
+                  const std::vector<std::vector<float>>& b, const std::string& what) const {
+    if (!place_.on_device()) {
+      EXPECT_EQ(a, b) << what;
+      return;
+    }
+    ASSERT_EQ(a.size(), b.size()) << what;
+    for (size_t i = 0; i < a.size(); ++i) {
+      double error = 0;
+      double norm = 0;
+      for (size_t j = 0; j < a[i].size(); ++j) {
+        error += std::pow(static_cast<double>(a[i][j] - b[i][j]), 2);
+        norm += std::pow(static_cast<double>(b[i][j]), 2);
+      }
+      EXPECT_LT(std::sqrt(error / norm), 2e-4) << what << ", row " << i;
+    }
+  }
   int32_t vocab() const { return config_.vocab; }
   int32_t layers() const { return config_.layers; }
   const HybridModel& model() const { return *model_; }
