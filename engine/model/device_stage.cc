@@ -17,6 +17,8 @@ constexpr int64_t kAlignment = 64;
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+int64_t Pages(int32_t kv_len) { return (kv_len + kPageTokens - 1) / kPageTokens; }
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceStage>> DeviceStage::Create(int32_t layers,
@@ -24,13 +26,14 @@ absl::StatusOr<std::unique_ptr<DeviceStage>> DeviceStage::Create(int32_t layers,
                                                                  kernels::Stream stream) {
   std::unique_ptr<DeviceStage> stage(new DeviceStage);
   stage->stream_ = stream;
-  stage->limits_ = limits;
+  stage->sequences_ = std::max(limits.sequences, 1);
+  stage->logit_rows_ = limits.logit_rows;
   stage->layers_.resize(static_cast<size_t>(layers));
-  MS_ASSIGN_OR_RETURN(stage->flags_, kernels::cuda::DeviceMemory::Allocate(
-                                         int64_t{layers} * std::max(limits.sequences, 1)));
+  MS_ASSIGN_OR_RETURN(stage->flags_,
+                      kernels::cuda::DeviceMemory::Allocate(int64_t{layers} * stage->sequences_));
   MS_ASSIGN_OR_RETURN(stage->host_flags_,
                       kernels::cuda::PinnedMemory::Allocate(stage->flags_.bytes()));
-  MS_RETURN_IF_ERROR(stage->Grow(int64_t{1} << 20));
+  MS_RETURN_IF_ERROR(stage->Grow(int64_t{4} << 20));
   return stage;
 }
 
@@ -40,74 +43,112 @@ absl::Status DeviceStage::Grow(int64_t bytes) {
   bytes = std::max(bytes, 2 * staging_.bytes());
   MS_ASSIGN_OR_RETURN(staging_, kernels::cuda::PinnedMemory::Allocate(bytes));
   MS_ASSIGN_OR_RETURN(device_, kernels::cuda::DeviceMemory::Allocate(bytes));
+  ++generation_;
   return absl::OkStatus();
 }
 
 int64_t DeviceStage::BytesNeeded(const StepBatch& batch, int32_t layers) const {
-  const auto rows = static_cast<int64_t>(batch.rows());
-  const auto segments = static_cast<int64_t>(batch.segments.size());
+  const auto rows = std::max<int64_t>(batch.rows(), padded_);
+  const auto segments = std::max<int64_t>(static_cast<int64_t>(batch.segments.size()), padded_);
   const auto emits = static_cast<int64_t>(batch.emits.size());
-  int64_t pages = 0;
+  int64_t tables = 0;
   for (const StepSegment& segment : batch.segments) {
-    pages += (segment.position + segment.row_count + kPageTokens - 1) / kPageTokens;
+    tables += Aligned(Pages(segment.position + segment.row_count) * 4);
   }
   const auto per_layer =
-      rows * 4 * 3 + emits * static_cast<int64_t>(sizeof(kernels::StateEmit)) + pages * 4 +
-      segments *
-          static_cast<int64_t>(sizeof(kernels::AttentionSegment) + sizeof(kernels::MixerSegment)) +
-      8 * kAlignment + segments * kAlignment;
-  // Tokens, positions, and the lists that the logits will ask for.
-  return layers * per_layer + 3 * Aligned(rows * 4) + 64 * kAlignment +
-         Aligned(4 * (static_cast<int64_t>(batch.logit_rows.size()) + limits_.logit_rows));
+      4 * Aligned(rows * 4) +
+      Aligned(segments * static_cast<int64_t>(sizeof(kernels::MixerSegment))) +
+      Aligned(segments * static_cast<int64_t>(sizeof(kernels::AttentionSegment))) +
+      Aligned(emits * static_cast<int64_t>(sizeof(kernels::StateEmit))) + tables;
+  const auto logits = static_cast<int64_t>(batch.logit_rows.size()) * 4 + 64 * kAlignment;
+  return layers * per_layer + 2 * Aligned(rows * 4) + Aligned(logits + int64_t{logit_rows_} * 4);
 }
 
 template <typename T>
-T* DeviceStage::Stage(const T* values, size_t count) {
-  const auto bytes = static_cast<int64_t>(count * sizeof(T));
-  MS_CHECK(used_ + Aligned(bytes) <= staging_.bytes());
-  std::byte* const there = device_.data() + used_;
-  if (bytes > 0) std::memcpy(staging_.data() + used_, values, static_cast<size_t>(bytes));
-  used_ += Aligned(bytes);
-  return reinterpret_cast<T*>(there);
+T* DeviceStage::Reserve(size_t count, T** here) {
+  const auto bytes = Aligned(static_cast<int64_t>(count * sizeof(T)));
+  MS_CHECK(used_ + bytes <= staging_.bytes());
+  *here = reinterpret_cast<T*>(staging_.data() + used_);
+  T* const there = reinterpret_cast<T*>(device_.data() + used_);
+  used_ += bytes;
+  return there;
 }
 
-void DeviceStage::StageLayer(const StepBatch& batch, int32_t layer) {
-  split_.Split(batch, layer);
+template <typename T>
+const T* DeviceStage::Put(const std::vector<T>& values, const T& padding) {
+  const size_t count = std::max(values.size(), static_cast<size_t>(padded_));
+  T* here = nullptr;
+  const T* there = Reserve(count, &here);
+  std::copy(values.begin(), values.end(), here);
+  std::fill(here + values.size(), here + count, padding);
+  return there;
+}
+
+// Everything whose place does not depend on how long sequences are.
+void DeviceStage::StageLists(const StepBatch& batch, int32_t layer) {
   StagedLayer& staged = layers_[static_cast<size_t>(layer)];
-  for (kernels::AttentionSegment& segment : split_.attention) {
-    const auto pages = static_cast<size_t>((segment.kv_len + kPageTokens - 1) / kPageTokens);
-    segment.page_table = Stage(segment.page_table, pages);
-  }
-  staged.rows = split_.View();
-  staged.batch_segment = split_.batch_segment;
+  staged.split.Split(batch, layer);
+  staged.rows = staged.split.View();
   LayerRows& rows = staged.rows;
-  const auto all = static_cast<size_t>(batch.rows());
-  if (rows.full.list != nullptr) rows.full.list = Stage(split_.full.data(), split_.full.size());
-  if (rows.linear.list != nullptr) {
-    rows.linear.list = Stage(split_.linear.data(), split_.linear.size());
+  const bool mixed = rows.full.count > 0 && rows.linear.count > 0;
+  const StepRows& split = staged.split;
+  if (mixed) {
+    rows.full.list = Put(split.full, -1);
+    rows.linear.list = Put(split.linear, -1);
   }
   if (rows.full.count > 0) {
-    rows.page_of_row = Stage(split_.page_of_row.data(), all);
-    rows.offset_of_row = Stage(split_.offset_of_row.data(), all);
+    rows.page_of_row = Put(split.page_of_row, -1);
+    rows.offset_of_row = Put(split.offset_of_row, 0);
+    const size_t count = std::max(split.attention.size(), static_cast<size_t>(padded_));
+    const kernels::AttentionSegment* there = Reserve(count, &staged.attention);
+    rows.attention = {there, count};
   }
-  rows.attention = {Stage(split_.attention.data(), split_.attention.size()),
-                    split_.attention.size()};
-  rows.mixer = {Stage(split_.mixer.data(), split_.mixer.size()), split_.mixer.size()};
-  rows.emits = {Stage(split_.emits.data(), split_.emits.size()), split_.emits.size()};
-  rows.nonfinite =
-      reinterpret_cast<uint8_t*>(flags_.data()) + int64_t{layer} * std::max(limits_.sequences, 1);
+  if (rows.linear.count > 0) {
+    const kernels::MixerSegment* there = Put(split.mixer, {});
+    rows.mixer = {there, std::max(split.mixer.size(), static_cast<size_t>(padded_))};
+    rows.emits = {Put(split.emits, {}), split.emits.size()};
+    rows.nonfinite = reinterpret_cast<uint8_t*>(flags_.data()) + int64_t{layer} * sequences_;
+  }
+  if (padded_ == 0) return;
+  if (rows.full.count > 0) rows.full.count = padded_;
+  if (rows.linear.count > 0) rows.linear.count = padded_;
 }
 
-absl::Status DeviceStage::Begin(const StepBatch& batch, int32_t begin, int32_t end) {
+void DeviceStage::StagePageTables(int32_t layer) {
+  StagedLayer& staged = layers_[static_cast<size_t>(layer)];
+  if (staged.rows.full.count == 0) return;
+  size_t at = 0;
+  for (kernels::AttentionSegment segment : staged.split.attention) {
+    int32_t* here = nullptr;
+    const auto pages = static_cast<size_t>(Pages(segment.kv_len));
+    const int32_t* there = Reserve(pages, &here);
+    std::copy_n(segment.page_table, pages, here);
+    segment.page_table = there;
+    staged.attention[at++] = segment;
+  }
+  std::fill(staged.attention + at, staged.attention + staged.rows.attention.size(),
+            kernels::AttentionSegment{});
+}
+
+absl::Status DeviceStage::Begin(const StepBatch& batch, int32_t begin, int32_t end,
+                                int32_t padded_rows) {
+  padded_ = padded_rows;
   MS_RETURN_IF_ERROR(Grow(BytesNeeded(batch, end - begin)));
   used_ = sent_ = 0;
   begin_ = begin;
   end_ = end;
   segments_ = batch.segments.size();
   FillPositions(batch, &filled_positions_);
-  tokens_ = Stage(batch.tokens.data(), batch.tokens.size());
-  positions_ = Stage(filled_positions_.data(), filled_positions_.size());
-  for (int32_t layer = begin; layer < end; ++layer) StageLayer(batch, layer);
+  tokens_ = Put(batch.tokens, -1);
+  positions_ = Put(filled_positions_, 0);
+  if (padded_ > 0) {
+    // The list of logit rows, in its place: every row, in order.
+    int32_t* here = nullptr;
+    logit_list_ = Reserve(static_cast<size_t>(padded_), &here);
+    for (int32_t row = 0; row < padded_; ++row) here[row] = row;
+  }
+  for (int32_t layer = begin; layer < end; ++layer) StageLists(batch, layer);
+  for (int32_t layer = begin; layer < end; ++layer) StagePageTables(layer);
   MS_RETURN_IF_ERROR(Send());
   return kernels::cuda::FillBytes(flags_.data(), 0, flags_.bytes(), stream_);
 }
@@ -119,7 +160,13 @@ absl::Status DeviceStage::Send() {
 }
 
 absl::StatusOr<const int32_t*> DeviceStage::List(const int32_t* values, int32_t count) {
-  const int32_t* there = Stage(values, static_cast<size_t>(count));
+  if (padded_ > 0) {
+    for (int32_t i = 0; i < count; ++i) MS_CHECK(values[i] == i);
+    return logit_list_;
+  }
+  int32_t* here = nullptr;
+  const int32_t* there = Reserve(static_cast<size_t>(count), &here);
+  std::copy_n(values, count, here);
   MS_RETURN_IF_ERROR(Send());
   return there;
 }
@@ -130,8 +177,8 @@ absl::Status DeviceStage::Finish(std::vector<uint8_t>* nonfinite) {
   nonfinite->assign(segments_, 0);
   const auto* flags = reinterpret_cast<const uint8_t*>(host_flags_.data());
   for (int32_t layer = begin_; layer < end_; ++layer) {
-    const std::vector<int32_t>& segments = layers_[static_cast<size_t>(layer)].batch_segment;
-    const uint8_t* of_layer = flags + int64_t{layer} * std::max(limits_.sequences, 1);
+    const auto& segments = layers_[static_cast<size_t>(layer)].split.batch_segment;
+    const uint8_t* of_layer = flags + int64_t{layer} * sequences_;
     for (size_t i = 0; i < segments.size(); ++i) {
       if (of_layer[i] != 0) (*nonfinite)[static_cast<size_t>(segments[i])] = 1;
     }

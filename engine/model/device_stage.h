@@ -20,7 +20,8 @@ class DeviceStage final : public StepStage {
                                                              const ModelLimits& limits,
                                                              kernels::Stream stream);
 
-  absl::Status Begin(const StepBatch& batch, int32_t begin, int32_t end) override;
+  absl::Status Begin(const StepBatch& batch, int32_t begin, int32_t end,
+                     int32_t padded_rows) override;
   const int32_t* tokens() const override { return tokens_; }
   const int32_t* positions() const override { return positions_; }
   LayerRows Layer(int32_t layer) override { return layers_[static_cast<size_t>(layer)].rows; }
@@ -28,37 +29,46 @@ class DeviceStage final : public StepStage {
   absl::Status Finish(std::vector<uint8_t>* nonfinite) override;
   absl::Status Put(void* backend, const void* host, int64_t bytes) override;
   absl::Status Get(void* host, const void* backend, int64_t bytes) override;
+  int64_t generation() const override { return generation_; }
 
  private:
   struct StagedLayer {
-    LayerRows rows;  // Of the device.
-    std::vector<int32_t> batch_segment;
+    StepRows split;                                  // Of the host.
+    LayerRows rows;                                  // Of the device.
+    kernels::AttentionSegment* attention = nullptr;  // Where they are staged.
   };
 
   DeviceStage() = default;
   int64_t BytesNeeded(const StepBatch& batch, int32_t layers) const;
   absl::Status Grow(int64_t bytes);
-  // Copies into the staging memory; where it will be on the device.
+  // Room in the staging memory, `here`; where it will be on the device.
   template <typename T>
-  T* Stage(const T* values, size_t count);
-  void StageLayer(const StepBatch& batch, int32_t layer);
+  T* Reserve(size_t count, T** here);
+  // The values, and padding up to the padded rows.
+  template <typename T>
+  const T* Put(const std::vector<T>& values, const T& padding);
+  void StageLists(const StepBatch& batch, int32_t layer);
+  void StagePageTables(int32_t layer);
   absl::Status Send();  // What was staged since the last Send.
 
   kernels::Stream stream_;
-  ModelLimits limits_;
+  int32_t sequences_ = 1;
+  int32_t logit_rows_ = 0;
   kernels::cuda::PinnedMemory staging_;
   kernels::cuda::DeviceMemory device_;
+  int64_t generation_ = 0;
   int64_t used_ = 0;
   int64_t sent_ = 0;
   kernels::cuda::DeviceMemory flags_;  // [layers][sequences]
   kernels::cuda::PinnedMemory host_flags_;
 
-  StepRows split_;
   std::vector<StagedLayer> layers_;
   std::vector<int32_t> filled_positions_;
   const int32_t* tokens_ = nullptr;
   const int32_t* positions_ = nullptr;
+  const int32_t* logit_list_ = nullptr;
   int32_t begin_ = 0, end_ = 0;  // Layers of the step.
+  int32_t padded_ = 0;
   size_t segments_ = 0;
 };
 

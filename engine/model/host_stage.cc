@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "engine/base/check.h"
+
 namespace morphserve {
 
 void FillPositions(const StepBatch& batch, std::vector<int32_t>* positions) {
@@ -13,7 +15,8 @@ void FillPositions(const StepBatch& batch, std::vector<int32_t>* positions) {
   }
 }
 
-absl::Status HostStage::Begin(const StepBatch& batch, int32_t, int32_t) {
+absl::Status HostStage::Begin(const StepBatch& batch, int32_t, int32_t, int32_t padded_rows) {
+  MS_CHECK(padded_rows == 0);
   batch_ = &batch;
   FillPositions(batch, &positions_);
   nonfinite_.assign(batch.segments.size(), 0);

@@ -10,7 +10,8 @@ namespace morphserve {
 
 class HostStage final : public StepStage {
  public:
-  absl::Status Begin(const StepBatch& batch, int32_t begin, int32_t end) override;
+  absl::Status Begin(const StepBatch& batch, int32_t begin, int32_t end,
+                     int32_t padded_rows) override;
   const int32_t* tokens() const override { return batch_->tokens.data(); }
   const int32_t* positions() const override { return positions_.data(); }
   LayerRows Layer(int32_t layer) override;

@@ -123,7 +123,7 @@ absl::Status HybridModel::FullMix(const LayerWeights& layer, int32_t layer_index
        .row_list = rows_.full.list,
        .segments = rows_.attention,
        .rows_max = rows_.attention_rows_max,
-       .kv_len_max = rows_.kv_len_max,
+       .kv_len_max = std::max(rows_.kv_len_max, kv_len_max_),
        .workspace = buffers_.mixer_workspace,
        .workspace_bytes = buffers_.mixer_workspace_bytes},
       stream_);
@@ -202,12 +202,17 @@ absl::Status HybridModel::Layer(int32_t index) {
 }
 
 absl::Status HybridModel::Begin(const StepBatch& batch, std::byte* arena_base, int32_t begin,
-                                int32_t end) {
+                                int32_t end, int32_t padded_rows) {
   MS_CHECK(batch.rows() <= limits_.rows);
   MS_CHECK(static_cast<int32_t>(batch.segments.size()) <= limits_.sequences);
   context_.arena_base = arena_base;
-  MS_RETURN_IF_ERROR(stage_->Begin(batch, begin, end));
-  everything_.count = batch.rows();
+  MS_RETURN_IF_ERROR(stage_->Begin(batch, begin, end, padded_rows));
+  everything_.count = padded_rows > 0 ? padded_rows : batch.rows();
+  kv_len_max_ = 0;
+  return absl::OkStatus();
+}
+
+absl::Status HybridModel::Rope() {
   return backend_->rope_rows({.positions = stage_->positions(),
                               .rows = everything_.count,
                               .frequency = rope_frequency_.data(),
@@ -219,8 +224,19 @@ absl::Status HybridModel::Begin(const StepBatch& batch, std::byte* arena_base, i
 }
 
 absl::Status HybridModel::Forward(const StepBatch& batch, std::byte* arena_base) {
-  MS_RETURN_IF_ERROR(Begin(batch, arena_base, 0, config_.layers));
-  if (batch.rows() == 0) return absl::OkStatus();
+  MS_RETURN_IF_ERROR(Begin(batch, arena_base, 0, config_.layers, /*padded_rows=*/0));
+  return batch.rows() == 0 ? absl::OkStatus() : Enqueue();
+}
+
+absl::Status HybridModel::Stage(const StepBatch& batch, std::byte* arena_base, int32_t padded_rows,
+                                int32_t kv_len_max) {
+  MS_RETURN_IF_ERROR(Begin(batch, arena_base, 0, config_.layers, padded_rows));
+  kv_len_max_ = kv_len_max;
+  return absl::OkStatus();
+}
+
+absl::Status HybridModel::Enqueue() {
+  MS_RETURN_IF_ERROR(Rope());
   MS_RETURN_IF_ERROR(Embed());
   for (int32_t l = 0; l < config_.layers; ++l) MS_RETURN_IF_ERROR(Layer(l));
   return absl::OkStatus();
@@ -231,7 +247,8 @@ absl::Status HybridModel::Finish() { return stage_->Finish(&nonfinite_); }
 absl::Status HybridModel::ForwardLayers(const StepBatch& batch, std::byte* arena_base,
                                         int32_t begin, int32_t end, float* stream) {
   MS_CHECK(0 <= begin && begin <= end && end <= config_.layers);
-  MS_RETURN_IF_ERROR(Begin(batch, arena_base, begin, end));
+  MS_RETURN_IF_ERROR(Begin(batch, arena_base, begin, end, /*padded_rows=*/0));
+  MS_RETURN_IF_ERROR(Rope());
   const int64_t bytes =
       int64_t{batch.rows()} * config_.hidden * static_cast<int64_t>(sizeof(float));
   MS_RETURN_IF_ERROR(begin == 0 ? Embed() : stage_->Put(buffers_.x, stream, bytes));

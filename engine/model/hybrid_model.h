@@ -32,6 +32,13 @@ class HybridModel {
   // Computes every row of the batch, which must outlive Finish; keeps the last residual stream of
   // each row for Logits. On a device, work is only put into its queue.
   absl::Status Forward(const StepBatch& batch, std::byte* arena_base);
+  // The two halves of Forward: what depends on the batch, and the launches, which may be recorded
+  // and replayed for another batch that was staged with the same `padded_rows` (step_stage.h),
+  // layers of the same kinds, and bounds of the launches no larger.
+  absl::Status Stage(const StepBatch& batch, std::byte* arena_base, int32_t padded_rows,
+                     int32_t kv_len_max);
+  absl::Status Enqueue();
+  int64_t stage_generation() const { return stage_->generation(); }
 
   // Logits [count, vocab] of the given rows of the last Forward, at most ModelLimits::logit_rows.
   // The memory is the backend's and the model's, and lives until the next call.
@@ -64,7 +71,9 @@ class HybridModel {
  private:
   HybridModel() = default;
   // Makes everything but the residual stream ready for the layers of a batch.
-  absl::Status Begin(const StepBatch& batch, std::byte* arena_base, int32_t begin, int32_t end);
+  absl::Status Begin(const StepBatch& batch, std::byte* arena_base, int32_t begin, int32_t end,
+                     int32_t padded_rows);
+  absl::Status Rope();
   absl::StatusOr<float*> LogitsOfPicked(int32_t count);
   absl::Status Embed();
   absl::Status Layer(int32_t layer);
@@ -89,8 +98,9 @@ class HybridModel {
   ModelBuffers buffers_;
   LayerContext context_;
 
-  LayerRows rows_;     // Of the layer that runs.
-  RowSet everything_;  // All rows of the step.
+  LayerRows rows_;          // Of the layer that runs.
+  RowSet everything_;       // All rows of the step.
+  int32_t kv_len_max_ = 0;  // Of the launches; 0: what the rows need.
   std::vector<uint8_t> nonfinite_;
   std::vector<float> host_logits_;  // Of LogitsOf, on a device.
 };

@@ -19,7 +19,10 @@ class StepStage {
   virtual ~StepStage() = default;
 
   // Makes ready the rows of layers [begin, end) of the batch, which is borrowed until Finish.
-  virtual absl::Status Begin(const StepBatch& batch, int32_t begin, int32_t end) = 0;
+  // `padded_rows` beyond 0, on a device: the step has that many rows, of which those past the
+  // batch's do nothing, and every list stands where it stood in the last step with as many.
+  virtual absl::Status Begin(const StepBatch& batch, int32_t begin, int32_t end,
+                             int32_t padded_rows) = 0;
   virtual const int32_t* tokens() const = 0;     // [rows]
   virtual const int32_t* positions() const = 0;  // [rows]
   virtual LayerRows Layer(int32_t layer) = 0;
@@ -28,6 +31,9 @@ class StepStage {
   // Waits until all of the step is done. `nonfinite` gets one entry a segment of the batch: 1 when
   // a mixer's output or state was not finite.
   virtual absl::Status Finish(std::vector<uint8_t>* nonfinite) = 0;
+
+  // Changes when the lists of padded steps have moved: recorded launches are then void.
+  virtual int64_t generation() const { return 0; }
 
   // Copies between the host's and the backend's memory, in the order of the step. Get waits.
   virtual absl::Status Put(void* backend, const void* host, int64_t bytes) = 0;

@@ -1,5 +1,5 @@
 // CudaRunner runs step batches on a device: forward pass, logits in bounded blocks, sampling.
-// Thread rule: engine thread only.
+// Decode steps are recorded once and replayed (step_graphs.h). Thread rule: engine thread only.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,7 @@
 #include "engine/model/hybrid_model.h"
 #include "engine/runner/host_sampler.h"
 #include "engine/runner/model_runner.h"
+#include "engine/runner/step_graphs.h"
 
 namespace morphserve {
 
@@ -21,6 +22,12 @@ class CudaRunner final : public ModelRunner {
   absl::Status Run(const StepBatch& batch, StepResult* result) override;
 
  private:
+  absl::Status RunEagerly(const StepBatch& batch, StepResult* result);
+  absl::Status Replay(const StepBatch& batch, const StepShape& shape, StepResult* result);
+  absl::Status Record(const StepShape& shape, StepGraphs::Entry* entry);
+  absl::Status Sample(const StepBatch& batch, size_t first, size_t count, const float* logits,
+                      StepResult* result);
+
   std::unique_ptr<HybridModel> model_;
   std::byte* const arena_base_;
   const kernels::Stream stream_;
@@ -28,6 +35,7 @@ class CudaRunner final : public ModelRunner {
   HostSampler sampler_;
   std::vector<float> logits_;
   std::vector<int32_t> rows_;
+  StepGraphs graphs_;
 };
 
 }  // namespace morphserve

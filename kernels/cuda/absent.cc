@@ -1,5 +1,6 @@
 // Stands in for the CUDA backend in builds without it, so that callers need no #ifdef.
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/graph.h"
 
 namespace morphserve::kernels::cuda {
 namespace {
@@ -25,6 +26,11 @@ absl::Status CopyToHost(void*, const void*, int64_t, Stream) { return Absent(); 
 absl::Status CopyOnDevice(void*, const void*, int64_t, Stream) { return Absent(); }
 absl::Status FillBytes(void*, int, int64_t, Stream) { return Absent(); }
 absl::Status Synchronize(Stream) { return Absent(); }
+Graph& Graph::operator=(Graph&&) noexcept { return *this; }
+Graph::~Graph() = default;
+absl::Status Graph::BeginCapture(Stream) { return Absent(); }
+absl::StatusOr<Graph> Graph::EndCapture(Stream) { return Absent(); }
+absl::Status Graph::Launch(Stream) const { return Absent(); }
 int64_t DeviceMatrixBytes(const PackedMatrix&) { return 0; }
 absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix&, std::byte*, Stream) {
   return Absent();
