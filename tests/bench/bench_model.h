@@ -17,6 +17,7 @@
 #include "engine/cache/cache_manager.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/memory_plan.h"
+#include "engine/model/device_weights.h"
 #include "engine/model/stored_plans.h"
 #include "engine/model_place.h"
 #include "kernels/cpu/thread_pool.h"
@@ -36,7 +37,8 @@ class BenchModel {
  public:
   // `branches_source` may be empty.
   BenchModel(const std::string& path, const std::string& branches_source, WeightsDType dtype,
-             int32_t threads, int32_t context, DeviceKind device = DeviceKind::kCpu) {
+             int32_t threads, int32_t context, DeviceKind device = DeviceKind::kCpu,
+             int64_t arena_bytes = int64_t{4} << 30) {
     const double begin = Seconds();
     auto checkpoint = OpenCheckpoint(path);
     if (!checkpoint.ok()) Die(checkpoint.status());
@@ -47,7 +49,8 @@ class BenchModel {
     auto weights = LoadWeights(*checkpoint, dtype, pool_.get(), nullptr, nullptr);
     if (!weights.ok()) Die(weights.status());
     config_ = checkpoint->config;
-    weight_bytes_ = (*weights)->storage.bytes();
+    weight_bytes_ =
+        place_.on_device() ? DeviceBytes(**weights, nullptr) : (*weights)->storage.bytes();
     std::unique_ptr<Branches> branches;
     if (!branches_source.empty()) {
       auto header = OpenBranches(branches_source, config_);
@@ -66,12 +69,13 @@ class BenchModel {
     if (header != nullptr) slot_shape_ = MakeSlotShape(header->config, config_, kv_dtype_);
     page_bytes_ = PageUnitBytes(config_, kv_dtype_);
     slot_bytes_ = SlotUnitBytes(config_, header, kv_dtype_);
-    const ModelLimits limits = {.rows = 512, .sequences = 64, .context = context, .logit_rows = 64};
+    const ModelLimits limits = {
+        .rows = 512, .sequences = 256, .context = context, .logit_rows = 64};
     auto model = PlaceModel(config_, *std::move(weights), std::move(branches), kv_dtype_, limits,
                             &place_, pool_.get());
     if (!model.ok()) Die(model.status());
     auto arena =
-        Arena::Create(int64_t{4} << 30, SuperBlockBytes(page_bytes_, slot_bytes_), place_.memory());
+        Arena::Create(arena_bytes, SuperBlockBytes(page_bytes_, slot_bytes_), place_.memory());
     if (!arena.ok()) Die(arena.status());
     arena_ = *std::move(arena);
     memory_ = MakeUnitMemory(place_, arena_->base(), slot_shape_);
@@ -176,6 +180,7 @@ class BenchModel {
     return weight_bytes_ + branch_bytes_ * linear / std::max(plan.layers(), 1) +
            sequences * (plan.full_layers() * page_bytes_ / kPageTokens * depth + linear * slot);
   }
+  const DevicePlace& place() const { return place_; }
   double load_s() const { return load_s_; }
   kernels::cpu::ThreadPool* pool() { return pool_.get(); }
 
@@ -202,23 +207,29 @@ class BenchModel {
     }
   }
 
+  // The first unit from the host, the others as its copies: addresses count, not contents.
+  void FillUnits(const std::vector<UnitAddress>& units, int64_t unit_bytes) {
+    if (units.empty()) return;
+    std::vector<std::byte> content(static_cast<size_t>(unit_bytes));
+    FillHalves(content);
+    memory_->Write(units[0], content);
+    std::vector<UnitCopy> copies;
+    for (size_t i = 1; i < units.size(); ++i) copies.push_back({units[0], units[i], unit_bytes});
+    memory_->Copy(copies);
+  }
+
   void Fill(const LayerPlan& plan, int32_t length, SequenceCaches* caches) {
     if (!books_->Reserve(plan, length, caches)) {
       Die(absl::ResourceExhaustedError("pages ran out"));
     }
-    std::vector<std::byte> page(static_cast<size_t>(page_bytes_));
-    for (const auto& table : caches->pages) {
-      for (const UnitAddress unit : table) {
-        FillHalves(page);
-        memory_->Write(unit, page);
-      }
-    }
-    std::vector<std::byte> slot(static_cast<size_t>(slot_bytes_));
+    std::vector<UnitAddress> pages;
+    for (const auto& table : caches->pages) pages.insert(pages.end(), table.begin(), table.end());
+    FillUnits(pages, page_bytes_);
+    std::vector<UnitAddress> slots;
     for (const UnitAddress unit : caches->slots) {
-      if (unit < 0) continue;
-      FillHalves(slot);
-      memory_->Write(unit, slot);
+      if (unit >= 0) slots.push_back(unit);
     }
+    FillUnits(slots, slot_bytes_);
   }
 
   SystemClock clock_;

@@ -1,0 +1,81 @@
+// step_bench: a whole decode step on the GPU, sampling and the host's share included: milliseconds,
+// the bytes it must move, and their share of the read bandwidth given. The floor is bytes over
+// bandwidth; see kernels/README.md.
+//   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16] [--bandwidth GB/S] [--arena GIB]
+// CASES: full_layers:batch:context, separated by commas; full_layers -1: all.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "tests/bench/bench_model.h"
+
+namespace morphserve {
+namespace {
+
+struct Case {
+  int32_t full = 0;
+  int32_t batch = 0;
+  int32_t context = 0;
+};
+
+std::vector<Case> ParseCases(const std::string& text) {
+  std::vector<Case> out;
+  for (const auto part : absl::StrSplit(text, ',')) {
+    const std::vector<std::string> fields = absl::StrSplit(part, ':');
+    Case one;
+    if (fields.size() != 3 || !absl::SimpleAtoi(fields[0], &one.full) ||
+        !absl::SimpleAtoi(fields[1], &one.batch) || !absl::SimpleAtoi(fields[2], &one.context)) {
+      std::fprintf(stderr, "step_bench: not full:batch:context: %s\n", std::string(part).c_str());
+      std::exit(2);
+    }
+    out.push_back(one);
+  }
+  return out;
+}
+
+int Main(int argc, char** argv) {
+  if (argc < 4) {
+    std::fprintf(stderr, "usage: step_bench MODEL BRANCHES|- CASES [--dtype bf16] ...\n");
+    return 2;
+  }
+  double bandwidth = 0;
+  double arena = 4;
+  WeightsDType dtype = WeightsDType::kNative;
+  for (int i = 4; i + 1 < argc; i += 2) {
+    const std::string flag = argv[i];
+    if (flag == "--dtype" && std::string(argv[i + 1]) == "bf16") dtype = WeightsDType::kBF16;
+    if (flag == "--bandwidth") bandwidth = std::atof(argv[i + 1]) * 1e9;
+    if (flag == "--arena") arena = std::atof(argv[i + 1]);
+  }
+  const std::vector<Case> cases = ParseCases(argv[3]);
+  int32_t context = 0;
+  for (const Case& one : cases) context = std::max(context, one.context);
+  const std::string branches = argv[2] == std::string("-") ? "" : argv[2];
+  BenchModel bench(argv[1], branches, dtype, 8, context + 64, DeviceKind::kCuda,
+                   static_cast<int64_t>(arena * (1 << 30)));
+  const int32_t layers = bench.config().layers;
+  std::printf("%s; weights %.0f MB, loaded in %.1f s\n", bench.place().info().name.c_str(),
+              static_cast<double>(bench.weight_bytes()) / 1e6, bench.load_s());
+  std::printf("%-9s %6s %8s %10s %10s %9s %7s\n", "plan", "batch", "context", "ms", "MB", "GB/s",
+              "share");
+  for (const Case& one : cases) {
+    const int32_t k = one.full < 0 ? layers : one.full;
+    const LayerPlan plan = bench.Plan(k);
+    const double s = bench.Step(plan, one.batch, 1, one.context - 1, 50);
+    const auto bytes = static_cast<double>(bench.StepBytes(plan, one.batch, one.context - 1));
+    std::printf("%-9s %6d %8d %10.4f %10.1f %9.0f %7.3f\n",
+                absl::StrFormat("%dF/%dL", k, layers - k).c_str(), one.batch, one.context, s * 1e3,
+                bytes / 1e6, bytes / s / 1e9, bandwidth > 0 ? bytes / s / bandwidth : 0);
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace morphserve
+
+int main(int argc, char** argv) { return morphserve::Main(argc, argv); }
