@@ -138,26 +138,27 @@ absl::StatusOr<MemoryVerdict> Engine::Plan(const Checkpoint& checkpoint,
   MS_ASSIGN_OR_RETURN(const std::optional<BranchesHeader> branches,
                       OpenNamedBranches(checkpoint, options));
   MS_ASSIGN_OR_RETURN(const DevicePlace place, DevicePlace::Open(options.device));
-  return MakeMemoryVerdict(checkpoint, branches.has_value() ? &*branches : nullptr, options,
-                           ReadMachine(), place);
+  return MakeMemoryVerdict(checkpoint, branches.has_value() ? &*branches : nullptr,
+                           ResolveOptions(options, place.on_device()), ReadMachine(), place);
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
-                                                       const EngineOptions& options,
+                                                       const EngineOptions& asked,
                                                        const Clock* clock, EngineObserver* observer,
                                                        std::function<void(double)> progress,
                                                        const std::atomic<bool>* cancel) {
   const Machine machine = ReadMachine();
   const ModelConfig config = checkpoint.config;
   EngineImpl::Parts parts;
+  MS_ASSIGN_OR_RETURN(parts.device, DevicePlace::Open(asked.device));
+  const DevicePlace& place = parts.device;
+  const EngineOptions options = ResolveOptions(asked, place.on_device());
   parts.options = options;
   EngineInfo& info = parts.info;
   MS_ASSIGN_OR_RETURN(info.context_tokens, ResolveContext(checkpoint, options));
   MS_ASSIGN_OR_RETURN(const std::optional<BranchesHeader> header,
                       OpenNamedBranches(checkpoint, options));
   const BranchesHeader* named = header.has_value() ? &*header : nullptr;
-  MS_ASSIGN_OR_RETURN(parts.device, DevicePlace::Open(options.device));
-  const DevicePlace& place = parts.device;
   MS_ASSIGN_OR_RETURN(info.memory, MakeMemoryVerdict(checkpoint, named, options, machine, place));
   const int32_t threads = ResolveThreads(options, machine);
   parts.pool = kernels::cpu::ThreadPool::Create(

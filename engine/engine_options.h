@@ -15,12 +15,12 @@ struct EngineOptions {
   DeviceKind device = DeviceKind::kAuto;
   WeightsDType weights_dtype = WeightsDType::kNative;
   KvCacheDType kv_dtype = KvCacheDType::kAuto;
-  int32_t threads = 0;         // 0: min(physical cores, affinity, floor(CPU quota)), at least 1.
-  int32_t context_tokens = 0;  // 0: the model's own.
-  int64_t arena_bytes = 0;     // 0: a quarter of RAM, at most 4 GiB; of a device, what is left.
-  int32_t sequences_max = 32;
-  int32_t step_tokens_max = 256;
-  double step_ms_target = 150;
+  int32_t threads = 0;          // 0: min(physical cores, affinity, floor(CPU quota)), at least 1.
+  int32_t context_tokens = 0;   // 0: the model's own.
+  int64_t arena_bytes = 0;      // 0: a quarter of RAM, at most 4 GiB; of a device, what is left.
+  int32_t sequences_max = 0;    // 0: 32, on a device 256.
+  int32_t step_tokens_max = 0;  // 0: 256, on a device 2048; at least sequences_max.
+  double step_ms_target = 0;    // 0: 150, on a device 50.
   int32_t chunk_tokens_min = 64;
   int32_t growth_tokens = 128;
   double starvation_s = 30;
@@ -43,5 +43,8 @@ struct EngineOptions {
   double guard_window_s = 300;
   double latency_share_max = 0.10;  // Of a step's time, that work in the lab may add to it.
 };
+
+// The options with what depends on the place filled in.
+EngineOptions ResolveOptions(EngineOptions options, bool on_device);
 
 }  // namespace morphserve

@@ -131,14 +131,15 @@ std::vector<std::string> ValidateConfig(const ServerConfig& config) {
        absl::StrFormat("stream.outbox_bytes_max is %s; must not exceed grpc.send_bytes_max, %s",
                        FormatBytes(config.stream.outbox_bytes_max),
                        FormatBytes(config.grpc.send_bytes_max)));
-  need(config.scheduler.chunk_tokens_min <= config.scheduler.step_tokens_max,
+  const int32_t step_tokens = config.scheduler.step_tokens_max;  // 0: auto, which fits.
+  need(step_tokens == 0 || config.scheduler.chunk_tokens_min <= step_tokens,
        absl::StrFormat(
            "scheduler.chunk_tokens_min is %d; must not exceed scheduler.step_tokens_max, %d",
-           config.scheduler.chunk_tokens_min, config.scheduler.step_tokens_max));
-  need(config.scheduler.sequences_max <= config.scheduler.step_tokens_max,
+           config.scheduler.chunk_tokens_min, step_tokens));
+  need(step_tokens == 0 || config.scheduler.sequences_max <= step_tokens,
        absl::StrFormat(
            "scheduler.sequences_max is %d; must not exceed scheduler.step_tokens_max, %d",
-           config.scheduler.sequences_max, config.scheduler.step_tokens_max));
+           config.scheduler.sequences_max, step_tokens));
   CheckActivePlan(config, &problems);
   need(config.model.weights_dtype != "f32" || config.cache.kv_dtype == "auto" ||
            config.cache.kv_dtype == "f32",

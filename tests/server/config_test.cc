@@ -94,6 +94,7 @@ TEST(Config, ContradictionsAreAllNamed) {
                            {"limits.prompt_bytes", "9MiB"},
                            {"stream.outbox_bytes_max", "17MiB"},
                            {"scheduler.chunk_tokens_min", "512"},
+                           {"scheduler.step_tokens_max", "256"},
                            {"scheduler.sequences_max", "512"},
                            {"model.weights_dtype", "f32"},
                            {"cache.kv_dtype", "f16"},

@@ -25,7 +25,7 @@ TEST(Settings, DefaultsAreThoseOfTheTable) {
     EXPECT_EQ(FormatSetting(field, config), field.fallback) << field.key;
   }
   EXPECT_EQ(config.grpc.receive_bytes_max, 8 << 20);
-  EXPECT_EQ(config.scheduler.sequences_max, 32);
+  EXPECT_EQ(config.scheduler.sequences_max, 0);
   EXPECT_EQ(config.cache.arena_bytes, 0);
 }
 
