@@ -87,6 +87,7 @@ void FillInfo(const Checkpoint& checkpoint, const ModelWeights& weights,
   info->model_name = checkpoint.name;
   info->architecture = ArchitectureName(config.architecture);
   info->parameters = weights.parameters;
+  info->base_id = HexDigest(weights.base_id);
   info->layers = config.layers;
   info->vocab = config.vocab;
   info->weight_dtype = WeightDTypeName(weights);

@@ -102,6 +102,7 @@ struct EngineInfo {
   int64_t kv_bytes_per_token = 0;  // All layers full.
   std::string branch_kind;         // Empty: dense, not morphable.
   int64_t branch_parameters = 0;
+  std::string base_id;      // Hex SHA-256 of the checkpoint's tensors.
   std::string device_name;  // "Intel Xeon ..., 2 threads, AVX3 vectors, AMX mat-mul".
   MemoryVerdict memory;
 };

@@ -91,7 +91,7 @@ run_release() {
 run_asan() {
   local folder
   build asan all || return
-  for folder in kernels text loader engine morph server; do
+  for folder in kernels text loader engine morph server ctl; do
     # The default model's goldens only repeat arithmetic that the release build has tested.
     gtest asan "${folder}_tests" \
       --gtest_filter='-Golden.DefaultModel*:Golden.QuantisedMode*:*.TheDefaultModel*'

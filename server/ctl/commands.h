@@ -25,9 +25,10 @@ struct Context {
 void RegisterChat(CLI::App* app, Context* context);
 void RegisterGenerate(CLI::App* app, Context* context);
 void RegisterBench(CLI::App* app, Context* context);
-void RegisterStatus(CLI::App* app, Context* context);    // status and models
-void RegisterPlans(CLI::App* app, Context* context);     // plans and scores
-void RegisterMorph(CLI::App* app, Context* context);     // morph, rollback and costs
+void RegisterStatus(CLI::App* app, Context* context);  // status and models
+void RegisterPlans(CLI::App* app, Context* context);   // plans and scores
+void RegisterMorph(CLI::App* app, Context* context);   // morph, rollback and costs
+void RegisterReport(CLI::App* app, Context* context);
 void RegisterTokenize(CLI::App* app, Context* context);  // tokenize and detokenize
 
 inline constexpr int kExitOk = 0;

@@ -18,6 +18,7 @@ constexpr char kExamples[] = R"(Examples:
   morphctl status
   morphctl plans                                  layer plans, and what each costs
   morphctl chat --plan fastest                    answer on another plan
+  morphctl report                                 all of it as a page with plots
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.)";
 
@@ -56,6 +57,7 @@ int Main(int argc, char** argv) {
   RegisterStatus(&app, &context);
   RegisterPlans(&app, &context);
   RegisterMorph(&app, &context);
+  RegisterReport(&app, &context);
   RegisterTokenize(&app, &context);
   try {
     app.parse(argc, argv);

@@ -8,6 +8,7 @@ import subprocess
 import grpc
 import pytest
 from conftest import BIN, ROOT, Client, refused, serving
+from page_check import Page
 
 BRANCHES = ROOT / "deploy" / "models" / "smollm2-135m-instruct.branches.safetensors"
 
@@ -126,3 +127,30 @@ def test_orders_that_contradict_the_server_are_refused(hybrid, morph):
     refused(order(key=""), code.INVALID_ARGUMENT, "FIELD_INVALID")
     refused(order(expected_active_plan="p-0000000000000000"), code.ABORTED, "PLAN_CHANGED")
     refused(order(traffic=2), code.INVALID_ARGUMENT, "FIELD_INVALID")
+
+
+def test_the_report_shows_what_the_server_knows(hybrid, client, morph, tmp_path):
+    from morphserve.v1 import models_pb2, morph_pb2 as pb
+
+    answer(client, 1)  # So that the active plan has a measured step.
+    out = tmp_path / "report.html"
+    done = ctl(hybrid, "report", "--out", str(out), "--context", "512,2048", "--batch", "2")
+    assert done.returncode == 0 and str(out) in done.stdout, done.stderr
+    text = out.read_text()
+    page = Page(text)
+    assert not page.faults and "nan" not in text
+    assert page.ids == {"now", "layers", "interaction", "quality", "costs", "stability"}
+    info = client.models.GetModelInfo(models_pb2.GetModelInfoRequest())
+    assert len(info.base_id) == 64 and info.base_id in page.text
+    active = morph.GetActivePlan(pb.GetActivePlanRequest())
+    assert active.plan.plan_id in page.text
+    for method in morph.GetLayerScores(pb.GetLayerScoresRequest()).methods:
+        assert method in page.charts, "a chart a stored method"
+    for chart in ("Interaction matrix Q", "Divergence from the full model", "Mean of all tests",
+                  "Time per token, 2 sequences in a step", "Cache memory of a sequence",
+                  "Time per token of plans that ran", "Agreement of whole orders (Spearman)"):
+        assert chart in page.charts, chart
+    assert "512 tokens" in page.text and "1024 tokens" not in page.text.split("Cost against")[-1] \
+        .split("Measured against")[0]
+    assert "calibrated at 1024, 4096 and 8192 tokens" in page.text
+    assert "When the batch size changes: no." in page.text

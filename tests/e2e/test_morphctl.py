@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from conftest import BIN
+from page_check import Page
 
 
 @pytest.fixture()
@@ -98,6 +99,19 @@ def test_status_and_models(ctl):
     assert "ready" in ctl("status", check=0).stdout
     assert json.loads(ctl("--json", "status", check=0).stdout)["server"]["state"] == "ready"
     assert "49152" in ctl("models", check=0).stdout
+
+
+@pytest.mark.smoke
+def test_a_report_of_a_dense_model_says_what_is_missing(ctl, tmp_path):
+    page = Page(ctl("report", "--out", "-", check=0).stdout)
+    assert not page.faults
+    assert page.text.count("without linear branches") == 5 and "30 of 30 layers full" in page.text
+    charts = [name for name in page.charts if not name.startswith("Active plan")]
+    assert charts == ["Cache memory of a sequence"], "no plot without data"
+    nowhere = ctl("report", "--out", tmp_path / "no" / "such.html", check=1)
+    assert "cannot write" in nowhere.stderr and "No such file" in nowhere.stderr
+    assert "limit is" in ctl("report", "--context", "1000000", check=2).stderr
+    assert ctl("report", "--batch", "0", check=2).stderr
 
 
 def test_errors_are_readable_and_coded(ctl):
