@@ -16,7 +16,6 @@
 namespace morphserve::ctl {
 namespace {
 
-constexpr char kReselect[] = "morphctl morph --reselect --full-layers 8";
 constexpr size_t kPairs = 6;  // Of the list of layers that depend on each other most.
 
 std::string OriginOf(const v1::Ranking& ranking) {
@@ -115,8 +114,9 @@ std::string InteractionSection(const ReportData& data) {
   const size_t layers = data.model.layers();
   const auto& flat = data.scores->interaction();
   if (layers == 0 || static_cast<size_t>(flat.size()) != layers * layers) {
-    return Missing("No interaction matrix is stored. Selecting layers on this server measures one:",
-                   kReselect);
+    return Missing(
+        "No interaction matrix is stored. Selecting layers by it on this server measures one:",
+        "morphctl morph --reselect --selector interaction --full-layers 8");
   }
   HeatMap map;
   map.title = "Interaction matrix Q";

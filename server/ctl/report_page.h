@@ -20,6 +20,9 @@ std::string QualitySection(const ReportData& data);
 std::string CostsSection(const ReportData& data);
 std::string StabilitySection(const ReportData& data);
 
+// Where rankings or figures are missing, this makes some.
+inline constexpr char kReselect[] = "morphctl morph --reselect --full-layers 8";
+
 // Plain text as a paragraph.
 std::string Paragraph(std::string_view text);
 // In place of a plot: what is missing, and the command that gets it (none: empty).

@@ -164,7 +164,7 @@ std::string QualitySection(const ReportData& data) {
     return Missing(
         "No quality figures are stored for any set of layers. Selecting layers on this server "
         "measures some:",
-        "morphctl morph --reselect --full-layers 8");
+        kReselect);
   }
   return Paragraph(
              "One line a selector, one point a measured set. Figures of one source compare "

@@ -165,7 +165,7 @@ std::string StabilitySection(const ReportData& data) {
     return Missing(
                "Fewer than two rankings are stored, so that nothing can be compared. To select "
                "layers on this server as well:",
-               "morphctl morph --reselect --full-layers 8") +
+               kReselect) +
            Paragraph(kBatch);
   }
   const std::vector<std::string> selectors = SelectorsOf(data);

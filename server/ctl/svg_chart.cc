@@ -175,6 +175,7 @@ Ticks YTicks(const LineChart& chart) {
   for (const ChartMark& mark : chart.marks) take(mark.y);
   if (chart.y_from_zero) take(0);
   if (chart.y_to_one) take(1);
+  if (chart.diagonal) take(chart.x_hi);  // Both axes alike.
   return NiceTicks(lo, hi, 5);
 }
 
