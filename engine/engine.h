@@ -154,7 +154,11 @@ class Engine {
   // ranking: evenly spaced ones). INVALID_ARGUMENT out of range, FAILED_PRECONDITION as MakePlan.
   virtual absl::StatusOr<std::shared_ptr<const LayerPlan>> RankedPlan(
       int32_t full_layers) const = 0;
-  virtual const BranchesHeader* branches() const = 0;  // Null: dense.
+  // The branches file's header with what SetRankings added; null: dense. It stays as it is while
+  // somebody holds it.
+  virtual std::shared_ptr<const BranchesHeader> branches() const = 0;
+  // From now on branches() is this: the same branches, with other rankings and figures.
+  virtual void SetRankings(std::shared_ptr<const BranchesHeader> known) = 0;
 
   // Runs `work` slice by slice between steps until it says there is no more; waits for that. One
   // work at a time goes on, others wait for it. False when it was not finished because the engine

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/memory_plan.h"
 #include "engine/model/stored_plans.h"
@@ -57,6 +58,9 @@ EngineImpl::EngineImpl(Parts parts, const Clock* clock, EngineObserver* observer
           .rows_max = parts_.model->limits().rows,
           .adopt = [this](SequenceCaches* caches) { core_.Adopt(caches); },
           .forget = [this](SequenceCaches* caches) { core_.Forget(caches); }};
+  if (const Branches* branches = parts_.model->branches(); branches != nullptr) {
+    branches_ = std::make_shared<const BranchesHeader>(branches->header);
+  }
   Publish(/*worked=*/false);
   thread_ = std::thread([this] { Loop(); });
 }
@@ -368,15 +372,22 @@ absl::StatusOr<std::shared_ptr<const LayerPlan>> EngineImpl::MakePlan(
 }
 
 absl::StatusOr<std::shared_ptr<const LayerPlan>> EngineImpl::RankedPlan(int32_t full_layers) const {
-  const BranchesRanking* ranking = branches() == nullptr ? nullptr : DefaultRanking(*branches());
+  const std::shared_ptr<const BranchesHeader> known = branches();
+  const BranchesRanking* ranking = known == nullptr ? nullptr : DefaultRanking(*known);
   auto kinds = RankedKinds(ranking, parts_.info.layers, full_layers);
   if (!kinds.ok()) return WithReason(kinds.status(), reason::kFieldInvalid);
   return MakePlan(*std::move(kinds));
 }
 
-const BranchesHeader* EngineImpl::branches() const {
-  const Branches* branches = parts_.model->branches();
-  return branches == nullptr ? nullptr : &branches->header;
+std::shared_ptr<const BranchesHeader> EngineImpl::branches() const {
+  MutexLock lock(&rankings_mutex_);
+  return branches_;
+}
+
+void EngineImpl::SetRankings(std::shared_ptr<const BranchesHeader> known) {
+  MutexLock lock(&rankings_mutex_);
+  MS_CHECK((known == nullptr) == (branches_ == nullptr));
+  branches_.swap(known);
 }
 
 }  // namespace morphserve

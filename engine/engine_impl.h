@@ -59,7 +59,8 @@ class EngineImpl final : public Engine {
   absl::StatusOr<std::shared_ptr<const LayerPlan>> MakePlan(
       std::vector<LayerKind> kinds) const override;
   absl::StatusOr<std::shared_ptr<const LayerPlan>> RankedPlan(int32_t full_layers) const override;
-  const BranchesHeader* branches() const override;
+  std::shared_ptr<const BranchesHeader> branches() const override;
+  void SetRankings(std::shared_ptr<const BranchesHeader> known) override;
   bool RunInLab(LabWork work) override;
   CacheManager::Flushed FlushPrefixCache(std::optional<std::string> plan_id,
                                          std::optional<std::string> salt) override;
@@ -103,6 +104,9 @@ class EngineImpl final : public Engine {
   const Clock* const clock_;
   EngineCore core_;  // Engine thread only.
   Lab lab_;          // Engine thread only.
+
+  mutable Mutex rankings_mutex_;
+  std::shared_ptr<const BranchesHeader> branches_ ABSL_GUARDED_BY(rankings_mutex_);
 
   mutable Mutex mutex_;
   CondVar work_;

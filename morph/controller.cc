@@ -75,14 +75,24 @@ absl::Status MorphController::CheckOrder(const MorphOrder& order) {
                         reason::kFieldInvalid);
     }
     if (target->mode == SelectMode::kReselect) {
-      if (selector_ != nullptr) return absl::OkStatus();
-      return WithReason(absl::UnimplementedError("target.mode RESELECT is not in this build"),
-                        reason::kSelectorUnavailable);
+      return CheckReselect(*target);
     }
-    MS_RETURN_IF_ERROR(StoredRanking(*engine_, target->selector).status());
+    MS_RETURN_IF_ERROR(StoredRanking(engine_->branches().get(), target->selector).status());
     if (NeedsCosts(*target) && costs_->Known() == nullptr) return absl::OkStatus();
   }
   return ChoosePlan(engine_, order.spec, costs_->Known().get(), nullptr, std::nullopt).status();
+}
+
+absl::Status MorphController::CheckReselect(const Target& target) {
+  if (engine_->branches() == nullptr) return StoredRanking(nullptr, "").status();
+  if (selector_ == nullptr) {
+    return WithReason(absl::UnimplementedError("target.mode RESELECT is not in this build"),
+                      reason::kSelectorUnavailable);
+  }
+  MS_RETURN_IF_ERROR(selector_->Check(target.selector));
+  const std::shared_ptr<const CostModel> costs = costs_->Known();
+  if (NeedsCosts(target) && costs == nullptr) return absl::OkStatus();
+  return BudgetToSelect(*engine_, target, costs.get(), std::nullopt).status();
 }
 
 void MorphController::Forget() {
@@ -229,7 +239,10 @@ absl::StatusOr<Proposals> MorphController::MakeProposals(const MorphSpec& spec,
   const std::string refusal = ReasonOf(choice.status());
   if (refusal == reason::kTargetUnreachable || refusal == reason::kQualityBelowMin) {
     out.why = std::string(choice.status().message());
-    out.floor = FloorOf(*spec.target, MakeBudgetInputs(*engine_, costs, spec.target->selector));
+    const auto known = engine_->branches();
+    const auto ranking = StoredRanking(known.get(), spec.target->selector);
+    out.floor =
+        FloorOf(*spec.target, MakeBudgetInputs(*engine_, costs, ranking.ok() ? *ranking : nullptr));
     return out;
   }
   if (!choice.ok()) return choice.status();

@@ -96,6 +96,8 @@ class MorphController {
   void RunMorph(Morph* morph);
   absl::Status Carry(Morph* morph);  // Everything; an error is the outcome.
   absl::Status Select(Morph* morph, std::optional<int32_t> budget_max, Attempt* attempt);
+  absl::Status Reselect(Morph* morph, MorphPhase phase, std::optional<int32_t> budget_max,
+                        Attempt* attempt);
   absl::Status Prepare(Morph* morph, Attempt* attempt);
   absl::Status Verify(Morph* morph, Attempt* attempt);
   absl::Status Switch(Morph* morph, Attempt* attempt);
@@ -104,6 +106,7 @@ class MorphController {
   void GoBack(Morph* morph) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   absl::Status CheckOrder(const MorphOrder& order);  // What can be told without measuring.
+  absl::Status CheckReselect(const Target& target);
   absl::Status CheckExpected(PlanPointer pointer, const std::optional<std::string>& expected) const;
   absl::StatusOr<RollbackResult> RollbackNow(const RollbackOrder& order)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -109,6 +109,25 @@ std::function<void(double)> MorphController::ProgressOf(Morph* morph, MorphPhase
   };
 }
 
+absl::Status MorphController::Reselect(Morph* morph, MorphPhase phase,
+                                       std::optional<int32_t> budget_max, Attempt* attempt) {
+  const Target& target = *morph->order.spec.target;
+  MS_ASSIGN_OR_RETURN(const int32_t budget,
+                      BudgetToSelect(*engine_, target, attempt->costs.get(), budget_max));
+  TellNow(morph, phase, 0, "selecting layers");
+  const auto progress = [this, morph, phase](double fraction, const std::string& doing) {
+    constexpr double kStep = 0.01;
+    MutexLock lock(&mutex_);
+    if (doing == morph->last.message && fraction < morph->last.fraction + kStep) return;
+    Tell(morph, phase, std::min(fraction, 0.99), doing);
+  };
+  MS_ASSIGN_OR_RETURN(Selection selection,
+                      selector_->Select({.selector = target.selector, .full_layers = budget},
+                                        &morph->cancel, progress));
+  attempt->selection = std::move(selection);
+  return absl::OkStatus();
+}
+
 absl::Status MorphController::Select(Morph* morph, std::optional<int32_t> budget_max,
                                      Attempt* attempt) {
   const MorphSpec& spec = morph->order.spec;
@@ -121,21 +140,27 @@ absl::Status MorphController::Select(Morph* morph, std::optional<int32_t> budget
   }
   if (spec.target.has_value() && spec.target->mode == SelectMode::kReselect &&
       !attempt->selection.has_value()) {
-    TellNow(morph, phase, 0, "selecting layers");
-    MS_ASSIGN_OR_RETURN(Selection selection,
-                        selector_->Select(spec.target->selector, &morph->cancel,
-                                          ProgressOf(morph, phase, "selecting layers")));
-    attempt->selection = std::move(selection);
+    MS_RETURN_IF_ERROR(Reselect(morph, phase, budget_max, attempt));
   }
   MS_ASSIGN_OR_RETURN(
       attempt->choice,
       ChoosePlan(engine_, spec, attempt->costs.get(),
                  attempt->selection.has_value() ? &*attempt->selection : nullptr, budget_max));
+  std::string text = attempt->choice.why;
+  std::optional<RankingAgreement> agreement;
+  if (const auto& selection = attempt->selection; selection.has_value()) {
+    const LayerPlan& plan = *attempt->choice.plan;
+    agreement = AgreementWithStored(*engine_->branches(), selection->ranking, plan.layers(),
+                                    plan.full_layers());
+    if (agreement.has_value()) text += "; " + AgreementText(*agreement);
+    if (!selection->message.empty()) text += "; " + selection->message;
+  }
   MutexLock lock(&mutex_);
   morph->last.to = {.plan = attempt->choice.plan, .epoch = 0};
   morph->last.predicted = attempt->choice.predicted;
   morph->last.measured.reset();
-  Tell(morph, phase, 1, attempt->choice.why);
+  morph->last.agreement = std::move(agreement);
+  Tell(morph, phase, 1, std::move(text));
   return absl::OkStatus();
 }
 
@@ -169,8 +194,10 @@ absl::Status MorphController::Verify(Morph* morph, Attempt* attempt) {
     return absl::OkStatus();
   }
   TellNow(morph, MorphPhase::kCanary, 0, "probe prompts on both plans");
+  const PlanState state = StatusOf(*attempt->choice.plan).entry.state;
   VerifyRequest request{.plan = attempt->choice.plan,
                         .prompts = order.canary.prompts,
+                        .recall = state == PlanState::kCold || order.canary.recall_min.has_value(),
                         .load = LoadOf(*engine_, order.spec),
                         .costs = attempt->costs.get()};
   MS_ASSIGN_OR_RETURN(
@@ -180,18 +207,23 @@ absl::Status MorphController::Verify(Morph* morph, Attempt* attempt) {
   Estimate measured;
   measured.at = *request.load;
   measured.tpot_ms = report.step_ms;
+  measured.recall = report.recall;
   if (report.positions > 0) {
     measured.quality = report.quality;
     measured.quality_measured = true;
     measured.kl = report.kl;
     measured.agreement = report.agreement;
   }
+  std::string text = absl::StrFormat("divergence %.4f, agreement %.3f, a step takes %.3g ms",
+                                     report.kl, report.agreement, report.step_ms.value_or(0));
+  if (report.recall.has_value()) {
+    text += absl::StrFormat(", passkeys right %.3f (all layers full: %.3f)", *report.recall,
+                            report.full_recall.value_or(0));
+  }
   {
     MutexLock lock(&mutex_);
     morph->last.measured = measured;
-    Tell(morph, MorphPhase::kCanary, 1,
-         absl::StrFormat("divergence %.4f, agreement %.3f, a step takes %.3g ms", report.kl,
-                         report.agreement, report.step_ms.value_or(0)));
+    Tell(morph, MorphPhase::kCanary, 1, std::move(text));
   }
   return JudgeCanary(report, order.canary,
                      order.spec.target.has_value() ? order.spec.target->tpot_ms : std::nullopt);

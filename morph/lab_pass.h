@@ -24,6 +24,7 @@ class LabPass {
   // After the last layer: logits of the next rows of the batch, as many as fit before `until` and
   // the model has room for, at least one, and the index of the first of them; [count, vocab], valid
   // until the next pass runs. A count of 0: there are no more.
+  void SkipRows(int32_t count) { row_ = count; }  // Before the first: no logits of these.
   struct Block {
     float* logits = nullptr;
     int32_t first = 0;

@@ -39,6 +39,14 @@ struct MorphOrder {
   bool retry_lower = false;   // A missed target tries fewer full layers before it rolls back.
 };
 
+// A ranking that was selected here beside the stored one that serves by default.
+struct RankingAgreement {
+  std::string method, stored;      // SELECTOR/CONTEXT/SEED.
+  std::optional<double> spearman;  // Rank correlation; absent where one is no order.
+  int32_t full_layers = 0;         // Of the chosen budget,
+  int32_t common = 0;              // so many are full in both.
+};
+
 // One message about a morph. What is not known yet is absent (plans: null).
 struct MorphEvent {
   std::string morph_id;
@@ -53,7 +61,8 @@ struct MorphEvent {
   std::optional<Estimate> measured;
   int32_t running_on_from = 0;
   int32_t running_on_to = 0;
-  std::string reason;  // Of an outcome that is not APPLIED, or of a warning.
+  std::string reason;                         // Of an outcome that is not APPLIED, or of a warning.
+  std::optional<RankingAgreement> agreement;  // Of a morph with mode RESELECT.
 };
 
 struct RollbackOrder {

@@ -25,16 +25,28 @@ struct PlanChoice {
   std::string why;
 };
 
-// The inputs of a budget: memory from the engine, quality from the branches file's figures of
-// `selector` (empty: the default one). `costs` may be null; all must outlive the answer.
+// The inputs of a budget: memory from the engine, quality from what was measured of the ranking's
+// sets (null: evenly spaced layers). `costs` may be null; engine and costs must outlive the answer.
 BudgetInputs MakeBudgetInputs(const Engine& engine, const CostModel* costs,
-                              const std::string& selector);
+                              const BranchesRanking* ranking);
 
-// The stored ranking of a selector: its default one, else its first; with an empty name the one
-// that serves by default, null when the file has none (evenly spaced layers then). UNIMPLEMENTED /
-// FEATURE_UNAVAILABLE when the file has no such ranking.
-absl::StatusOr<const BranchesRanking*> StoredRanking(const Engine& engine,
+// The stored ranking of a whole name or a selector (FindRanking); with an empty name the one that
+// serves by default, null when there is none (evenly spaced layers then). It lives as long as
+// `known`, which is null for a dense model: FAILED_PRECONDITION / NOT_MORPHABLE. UNIMPLEMENTED /
+// FEATURE_UNAVAILABLE when there is no such ranking.
+absl::StatusOr<const BranchesRanking*> StoredRanking(const BranchesHeader* known,
                                                      const std::string& selector);
+
+// The budget that a selection is made for: what the target's other goals allow, before anything is
+// known of the quality. Errors of ChooseBudget.
+absl::StatusOr<int32_t> BudgetToSelect(const Engine& engine, Target target, const CostModel* costs,
+                                       std::optional<int32_t> budget_max);
+
+// How much a fresh ranking is like the one that serves by default; nullopt when there is none.
+std::optional<RankingAgreement> AgreementWithStored(const BranchesHeader& known,
+                                                    const BranchesRanking& fresh, int32_t layers,
+                                                    int32_t full_layers);
+std::string AgreementText(const RankingAgreement& agreement);  // One clause.
 
 // `selection`, for RESELECT, replaces the stored ranking. `budget_max` as in ChooseBudget.
 absl::StatusOr<PlanChoice> ChoosePlan(Engine* engine, const MorphSpec& spec, const CostModel* costs,

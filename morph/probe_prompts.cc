@@ -4,6 +4,7 @@
 #include <random>
 
 #include "engine/base/check.h"
+#include "morph/haystack.h"
 
 namespace morphserve {
 namespace {
@@ -73,6 +74,20 @@ std::vector<std::vector<int32_t>> MakeProbePrompts(const Tokenizer* tokenizer, i
     prompts.push_back(std::move(ids));
   }
   return prompts;
+}
+
+std::vector<CalibrationSample> MakeRecallProbes(const Tokenizer* tokenizer,
+                                                int32_t context_tokens) {
+  std::vector<CalibrationSample> probes;
+  if (tokenizer == nullptr) return probes;
+  auto data = CalibrationData::Create(tokenizer, HaystackText(), /*seed=*/1);
+  const int32_t tokens = std::min(kRecallTokens, context_tokens - 1);
+  while (data.ok() && static_cast<int32_t>(probes.size()) < kRecallProbes) {
+    auto probe = data->Passkey({.tokens = tokens, .keys = 3, .words = 6});
+    if (!probe.ok()) return {};
+    probes.push_back(*std::move(probe));
+  }
+  return probes;
 }
 
 }  // namespace morphserve

@@ -54,6 +54,20 @@ std::vector<std::vector<int32_t>> SetsOfOrder(const std::vector<int32_t>& order)
   return sets;
 }
 
+// The gates that Q predicts, at the lambda that gives them this mean, with the gradient there.
+GateScores InteractionGates(const InteractionMatrix& q, double mean_gate) {
+  const double lambda = LambdaForMeanGate(q, mean_gate);
+  GateScores out = {.gates = SolveGates(q, lambda), .mean_gradient = {}, .distance = {}};
+  for (int32_t m = 0; m < q.layers(); ++m) {
+    double gradient = lambda;
+    for (int32_t n = 0; n < q.layers(); ++n) {
+      gradient -= 2 * q.at(m, n) * (1 - out.gates[static_cast<size_t>(n)]);
+    }
+    out.mean_gradient.push_back(gradient);
+  }
+  return out;
+}
+
 GateOptimizerOptions OptimizerOptions(const SelectionOptions& o, int32_t layers) {
   return {.layers = layers,
           .steps = o.steps,
@@ -288,6 +302,10 @@ void LayerSelection::Report() {
     add("flashmorph", order, scores.gates, SetsOfOrder(order), {Phase::kSweep, Phase::kGates});
   }
   add("interaction", GreedyOrder(r.q), {}, BestFullSets(r.q), {Phase::kSweep});
+  GateScores boxed = InteractionGates(r.q, options_.mean_gate);
+  boxed.distance = r.distance;
+  const std::vector<int32_t> boxed_order = OrderByGates(boxed);
+  add("interaction_gates", boxed_order, boxed.gates, SetsOfOrder(boxed_order), {Phase::kSweep});
   by_score("local_kl", totals.RecallKl(), {Phase::kSweep});
   if (!data_.plain.empty()) {
     by_score("halo", HaloScores(totals.RecallRise(), totals.PlainRise()),

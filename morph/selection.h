@@ -1,5 +1,6 @@
 // LayerSelection finds which layers of a model are worth keeping full, by every selector on the
-// same data: a sweep that makes one layer at a time linear (interaction, local_kl, halo), then the
+// same data: a sweep that makes one layer at a time linear (interaction, the gates that follow from
+// it, local_kl, halo), then the
 // joint search over gates (flashmorph), beside uniform and random. It is long work in short jobs:
 // RunSlice does as much as fits, between serving steps if need be. With a checkpoint file, a
 // selection that was cut off goes on where it was and ends with the same bits. Same source, data

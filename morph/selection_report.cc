@@ -17,18 +17,34 @@ const SelectorResult* SelectionReport::Find(const std::string& selector) const {
   return nullptr;
 }
 
+RankingLists ListsOf(const SelectionReport& report) {
+  RankingLists lists;
+  for (const SelectorResult& s : report.selectors) {
+    BranchesRanking ranking;
+    ranking.selector = s.selector;
+    ranking.order = s.order;
+    ranking.context = report.context;
+    ranking.seed = static_cast<int64_t>(report.seed);
+    ranking.here = true;
+    if (s.selector == "flashmorph" || s.selector == "interaction_gates") ranking.gates = s.scores;
+    // Sets that the order does not give.
+    for (size_t k = 1; k < s.sets.size(); ++k) {
+      if (s.order.empty() || TopLayers(s.order, static_cast<int32_t>(k)) != s.sets[k]) {
+        ranking.sets.push_back(s.sets[k]);
+      }
+    }
+    lists.rankings.push_back(std::move(ranking));
+  }
+  for (int32_t m = 0; m < report.q.layers(); ++m) {
+    std::vector<double>& row = lists.interaction.emplace_back();
+    for (int32_t n = 0; n < report.q.layers(); ++n) row.push_back(report.q.at(m, n));
+  }
+  return lists;
+}
+
 std::string SelectionReportJson(const SelectionReport& report) {
-  json rankings = json::array();
   json details = json::array();
   for (const SelectorResult& s : report.selectors) {
-    json ranking = {{"selector", s.selector}, {"context", report.context}, {"seed", report.seed}};
-    if (s.order.empty()) {
-      ranking["sets"] = s.sets;
-    } else {
-      ranking["order"] = s.order;
-    }
-    if (s.selector == "flashmorph") ranking["gates"] = s.scores;
-    rankings.push_back(std::move(ranking));
     details.push_back({{"selector", s.selector},
                        {"scores", s.scores},
                        {"sets", s.sets},
@@ -36,25 +52,12 @@ std::string SelectionReportJson(const SelectionReport& report) {
                        {"tokens", s.tokens},
                        {"flops", s.flops}});
   }
-  json matrix = json::array();
-  for (int32_t m = 0; m < report.q.layers(); ++m) {
-    json row = json::array();
-    for (int32_t n = 0; n < report.q.layers(); ++n) row.push_back(report.q.at(m, n));
-    matrix.push_back(std::move(row));
-  }
-  return json({{"rankings", std::move(rankings)},
-               {"Q", std::move(matrix)},
-               {"report",
-                {{"layers", report.layers},
-                 {"context", report.context},
-                 {"samples", report.samples},
-                 {"seed", report.seed},
-                 {"lambda", report.lambda},
-                 {"gate_steps", report.gate_steps},
-                 {"loss", report.loss},
-                 {"distance", report.distance},
-                 {"selectors", std::move(details)}}}})
-      .dump(1);
+  json out = json::parse(PrintLists(ListsOf(report)));
+  out["report"] = {
+      {"layers", report.layers}, {"context", report.context},   {"samples", report.samples},
+      {"seed", report.seed},     {"lambda", report.lambda},     {"gate_steps", report.gate_steps},
+      {"loss", report.loss},     {"distance", report.distance}, {"selectors", std::move(details)}};
+  return out.dump(1);
 }
 
 std::vector<SelectorAgreement> CompareReports(const SelectionReport& a, const SelectionReport& b) {

@@ -7,13 +7,15 @@
 #include <vector>
 
 #include "morph/interaction.h"
+#include "morph/rankings_file.h"
 
 namespace morphserve {
 
 struct SelectorResult {
-  std::string selector;        // flashmorph, interaction, local_kl, halo, uniform, random
-  std::vector<int32_t> order;  // Most worth keeping first; empty for uniform.
-  std::vector<double> scores;  // [layers]: gates, divergences, halo scores; or empty.
+  // flashmorph, interaction, interaction_gates, local_kl, halo, uniform, random
+  std::string selector;
+  std::vector<int32_t> order;              // Most worth keeping first; empty for uniform.
+  std::vector<double> scores;              // [layers]: gates, divergences, halo scores; or empty.
   std::vector<std::vector<int32_t>> sets;  // [K]: the full layers for a budget of K.
   double seconds = 0;
   int64_t tokens = 0;
@@ -35,7 +37,9 @@ struct SelectionReport {
   const SelectorResult* Find(const std::string& selector) const;
 };
 
-// {"rankings": [{selector, order | sets, gates?, context, seed}], "Q": [[...]], "report": {...}}.
+// What a rankings file keeps of it.
+RankingLists ListsOf(const SelectionReport& report);
+// {"rankings": [{selector, order, sets, gates, context, seed}], "Q": [[...]], "report": {...}}.
 std::string SelectionReportJson(const SelectionReport& report);
 
 // How much the selectors of two reports agree, by name: for stability over seeds, contexts and

@@ -37,6 +37,7 @@ struct Estimate {
   std::optional<double> quality;
   bool quality_measured = false;  // Else it is the branches file's.
   std::optional<double> kl;
+  std::optional<double> recall;     // Share of passkeys that are right.
   std::optional<double> agreement;  // Share of positions with the same most likely token.
 };
 

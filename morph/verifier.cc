@@ -25,6 +25,15 @@ absl::Status JudgeCanary(const VerifyReport& report, const CanaryBounds& bounds,
                                   report.agreement, bounds.agreement_min),
                   reason::kCanaryFailed);
   }
+  if (bounds.recall_min.has_value() && !report.recall.has_value()) {
+    return failed("recall was not measured: the model has no text or too short a context",
+                  reason::kCanaryFailed);
+  }
+  if (bounds.recall_min.has_value() && !(*report.recall >= *bounds.recall_min)) {
+    return failed(absl::StrFormat("%.3f of the passkeys are right; must be %.3f", *report.recall,
+                                  *bounds.recall_min),
+                  reason::kCanaryFailed);
+  }
   if (tpot_ms.has_value() && report.step_ms.has_value() &&
       !(*report.step_ms <= *tpot_ms * (1 + bounds.latency_slack))) {
     return failed(

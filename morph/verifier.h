@@ -24,12 +24,14 @@ struct CanaryBounds {
   int32_t prompts = 8;  // 0 .. kProbePrompts; 0 compares nothing.
   double kl_max = 0.10;
   double agreement_min = 0;
-  double latency_slack = 0.10;  // Of the target, that the measured step may exceed it by.
+  std::optional<double> recall_min = {};  // Share of passkeys to get right; absent: only told.
+  double latency_slack = 0.10;            // Of the target, that the measured step may exceed it by.
 };
 
 struct VerifyRequest {
   std::shared_ptr<const LayerPlan> plan;
   int32_t prompts = 8;
+  bool recall = false;  // Passkeys too, which take seconds.
   // The load at which a step is measured; absent: not measured.
   std::optional<LoadPoint> load;
   const CostModel* costs = nullptr;  // Carries a smaller measurement to the load; may be null.
@@ -37,12 +39,15 @@ struct VerifyRequest {
 
 struct VerifyReport {
   bool finite = true;
-  int32_t positions = 0;          // Compared; 0: none, and the next three say nothing.
-  double kl = 0;                  // Mean, in nats, of the all-full plan from this one.
-  double quality = 0;             // Perplexity of the all-full plan over that of this one.
-  double agreement = 0;           // Share of positions with the same most likely token.
-  std::optional<double> step_ms;  // At the load that was asked.
-  int32_t measured_running = 0;   // Sequences that it was really measured with.
+  int32_t positions = 0;  // Compared; 0: none, and the next three say nothing.
+  double kl = 0;          // Mean, in nats, of the all-full plan from this one.
+  double quality = 0;     // Perplexity of the all-full plan over that of this one.
+  double agreement = 0;   // Share of positions with the same most likely token.
+  // Share of the passkeys' tokens that are right; absent: not asked, or the model has no text.
+  std::optional<double> recall = {};
+  std::optional<double> full_recall = {};  // Of the all-full plan.
+  std::optional<double> step_ms = {};      // At the load that was asked.
+  int32_t measured_running = 0;            // Sequences that it was really measured with.
 };
 
 class PlanVerifier {

@@ -5,9 +5,11 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/engine.h"
+#include "morph/calibration_data.h"
 #include "morph/verifier.h"
 #include "morph/verifier_metrics.h"
 
@@ -30,11 +32,15 @@ class LabVerifier final : public PlanVerifier {
   };
   absl::Status FillReference(int32_t prompts, const Run& run);
   absl::Status Compare(const VerifyRequest& request, const Run& run, VerifyReport* report);
+  absl::StatusOr<double> RecallOf(std::shared_ptr<const LayerPlan> plan, const Run& run);
+  absl::Status CompareRecall(const VerifyRequest& request, Run run, VerifyReport* report);
   absl::Status MeasureStep(const VerifyRequest& request, const Run& run, VerifyReport* report);
 
   Engine* const engine_;
   std::vector<std::vector<int32_t>> prompts_;
   std::vector<ReferenceRow> reference_;  // [prompts][positions], as far as computed.
+  std::vector<CalibrationSample> recall_probes_;
+  std::optional<double> full_recall_;
 };
 
 }  // namespace morphserve

@@ -17,17 +17,8 @@ namespace {
 
 constexpr char kUniform[] = "uniform";
 
-// The stored ranking of this name, or the best of this selector; null when there is none. Rankings
-// are few: the file's reader bounds them.
-const BranchesRanking* FindRanking(const std::vector<BranchesRanking>& rankings,
-                                   std::string_view method) {
-  const BranchesRanking* found = nullptr;
-  for (const BranchesRanking& ranking : rankings) {
-    if (!method.empty() && RankingName(ranking) == method) return &ranking;
-    if (!method.empty() && ranking.selector != method) continue;
-    if (found == nullptr || (ranking.is_default && !found->is_default)) found = &ranking;
-  }
-  return found;
+v1::RankingSource SourceOf(bool here) {
+  return here ? v1::RANKING_SOURCE_HERE : v1::RANKING_SOURCE_BRANCHES_FILE;
 }
 
 absl::Status UnknownMethod(std::string_view method, const v1::GetLayerScoresResponse& known) {
@@ -67,7 +58,7 @@ void FillRanking(const BranchesRanking& from, v1::Ranking* out) {
   out->set_selector(from.selector);
   out->set_context_tokens(static_cast<uint32_t>(from.context));
   out->set_seed(static_cast<uint64_t>(from.seed));
-  out->set_source(v1::RANKING_SOURCE_BRANCHES_FILE);
+  out->set_source(SourceOf(from.here));
   out->set_is_default(from.is_default);
   out->set_stale(from.stale);
   for (const int32_t layer : from.order) out->add_order(static_cast<uint32_t>(layer));
@@ -81,7 +72,7 @@ void FillMeasured(const BranchesQuality& from, v1::MeasuredSet* out) {
   out->set_kl(from.kl);
   out->set_perplexity(from.ppl);
   for (const auto& [test, share] : from.recall) (*out->mutable_recall())[test] = share;
-  out->set_source(v1::RANKING_SOURCE_BRANCHES_FILE);
+  out->set_source(SourceOf(from.here));
 }
 
 // Everything that is known of the layers, whatever method was asked.
@@ -93,20 +84,16 @@ void FillKnown(const BranchesHeader& branches, v1::GetLayerScoresResponse* out) 
     for (const double value : row) out->add_interaction(value);
   }
   if (!branches.interaction.empty()) {
-    out->set_interaction_source(v1::RANKING_SOURCE_BRANCHES_FILE);
+    out->set_interaction_source(SourceOf(branches.interaction_here));
   }
   for (const BranchesQuality& row : branches.quality) FillMeasured(row, out->add_measured());
 }
 
 }  // namespace
 
-std::string RankingName(const BranchesRanking& ranking) {
-  return absl::StrFormat("%s/%d/%d", ranking.selector, ranking.context, ranking.seed);
-}
-
 absl::StatusOr<v1::GetLayerScoresResponse> MakeLayerScores(const Engine& engine,
                                                            std::string_view method) {
-  const BranchesHeader* branches = engine.branches();
+  const std::shared_ptr<const BranchesHeader> branches = engine.branches();
   if (branches == nullptr) {
     return WithReason(
         absl::FailedPreconditionError("the model has no linear branches; all layers are full"),
@@ -114,9 +101,12 @@ absl::StatusOr<v1::GetLayerScoresResponse> MakeLayerScores(const Engine& engine,
   }
   v1::GetLayerScoresResponse out;
   for (const BranchesRanking& ranking : branches->rankings) out.add_methods(RankingName(ranking));
-  if (out.methods().empty()) out.add_methods(kUniform);
-  const BranchesRanking* ranking = FindRanking(branches->rankings, method);
-  const bool uniform = branches->rankings.empty() && (method.empty() || method == kUniform);
+  const BranchesRanking* ranking =
+      method.empty() ? DefaultRanking(*branches) : FindRanking(*branches, method);
+  // Where the branches file ranks nothing, what serves by default is evenly spaced.
+  const bool bare = DefaultRanking(*branches) == nullptr;
+  if (bare) out.add_methods(kUniform);
+  const bool uniform = ranking == nullptr && bare && (method.empty() || method == kUniform);
   if (ranking == nullptr && !uniform) return UnknownMethod(method, out);
   out.set_method(ranking != nullptr ? RankingName(*ranking) : kUniform);
   if (ranking != nullptr) FillScores(*ranking, &out);

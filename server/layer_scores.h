@@ -1,4 +1,5 @@
-// How layers rank by the methods stored in the branches file, and the plan of each budget.
+// How layers rank by the methods of the branches file and those selected here, the plan of each
+// budget, and what else is known of the layers.
 // Thread rule: functions without state, any thread.
 #pragma once
 
@@ -11,9 +12,6 @@
 #include "engine/engine.h"
 
 namespace morphserve {
-
-// "flashmorph/8192/0".
-std::string RankingName(const BranchesRanking& ranking);
 
 // `method` as in GetLayerScoresRequest. FAILED_PRECONDITION (NOT_MORPHABLE) without branches,
 // FIELD_INVALID for a method that is not stored.

@@ -44,7 +44,7 @@ v1::ModelInfo MakeModelInfo(const ServedModel& model) {
   out.set_weight_dtype(info.weight_dtype);
   out.set_kv_dtype(info.kv_dtype);
   out.set_base_id(info.base_id);
-  if (const BranchesHeader* branches = model.engine->branches(); branches != nullptr) {
+  if (const auto branches = model.engine->branches(); branches != nullptr) {
     out.set_morphable(true);
     out.set_branch_kind(info.branch_kind);
     out.set_branch_parameters(Unsigned(info.branch_parameters));

@@ -134,7 +134,12 @@ CanaryBounds ReadCanary(const v1::Canary& from, const ServerConfig& config, Faul
       faults->CheckNumber("canary.agreement_min", from.agreement_min(), 0, 1)) {
     canary.agreement_min = from.agreement_min();
   }
-  if (from.has_recall_min()) faults->AddUnavailable("canary.recall_min");
+  if (from.has_recall_min() && faults->CheckNumber("canary.recall_min", from.recall_min(), 0, 1)) {
+    canary.recall_min = from.recall_min();
+    if (canary.prompts == 0) {
+      faults->Add("canary.recall_min", "is set, and canary.prompts 0 skips the canary");
+    }
+  }
   return canary;
 }
 
@@ -162,6 +167,7 @@ void WriteEstimate(const Estimate& estimate, v1::Estimate* out) {
                                                       : v1::QUALITY_SOURCE_BRANCHES_FILE);
   }
   if (estimate.kl) out->set_kl(*estimate.kl);
+  if (estimate.recall) out->set_recall(*estimate.recall);
 }
 
 v1::MorphProgress::Phase PhaseOf(MorphPhase phase) {
@@ -250,6 +256,14 @@ v1::MorphProgress WriteProgress(const MorphEvent& event) {
   out.set_running_on_from(Unsigned32(event.running_on_from));
   out.set_running_on_to(Unsigned32(event.running_on_to));
   out.set_reason(event.reason);
+  if (const auto& agreement = event.agreement; agreement.has_value()) {
+    v1::RankingAgreement* to = out.mutable_agreement();
+    to->set_method(agreement->method);
+    to->set_stored(agreement->stored);
+    if (agreement->spearman) to->set_spearman(*agreement->spearman);
+    to->set_full_layers(Unsigned32(agreement->full_layers));
+    to->set_common(Unsigned32(agreement->common));
+  }
   return out;
 }
 

@@ -1,9 +1,11 @@
 #include "server/plan_messages.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/model/stored_plans.h"
 
 namespace morphserve {
 namespace {
@@ -33,18 +35,18 @@ bool IsOf(const BranchesQuality& row, const LayerPlan& plan) {
   });
 }
 
-// What the branches file says of the plan. Its figures are relative to the all-full plan's.
+// What was measured of the plan, relative to the all-full plan: in the branches file, else here.
 void FillQuality(const BranchesHeader& branches, const LayerPlan& plan, v1::Estimate* out) {
   const BranchesQuality* measured = nullptr;
-  const BranchesQuality* all_full = nullptr;
   for (const BranchesQuality& row : branches.quality) {
     if (measured == nullptr && IsOf(row, plan)) measured = &row;
-    if (row.k == plan.layers()) all_full = &row;
   }
   if (measured == nullptr) return;
-  out->set_quality_source(v1::QUALITY_SOURCE_BRANCHES_FILE);
+  out->set_quality_source(measured->here ? v1::QUALITY_SOURCE_MEASURED
+                                         : v1::QUALITY_SOURCE_BRANCHES_FILE);
   out->set_kl(measured->kl);
-  if (all_full != nullptr && measured->ppl > 0) out->set_quality(all_full->ppl / measured->ppl);
+  const std::optional<double> full = FullPerplexity(branches, *measured);
+  if (full.has_value() && measured->ppl > 0) out->set_quality(*full / measured->ppl);
   if (measured->recall.empty()) return;
   double sum = 0;
   for (const auto& [context, recall] : measured->recall) sum += recall;
@@ -65,8 +67,8 @@ void FillShape(const Engine& engine, const LayerPlan& plan, const PlanMemory& me
   }
   out->set_full_layers(Unsigned32(plan.full_layers()));
   FillMemory(memory, out->mutable_estimate());
-  if (engine.branches() != nullptr) {
-    FillQuality(*engine.branches(), plan, out->mutable_estimate());
+  if (const auto branches = engine.branches(); branches != nullptr) {
+    FillQuality(*branches, plan, out->mutable_estimate());
   }
 }
 

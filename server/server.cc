@@ -25,6 +25,7 @@
 #include "server/health.h"
 #include "server/http_server.h"
 #include "server/inference_service.h"
+#include "server/layer_selection.h"
 #include "server/listener.h"
 #include "server/models_service.h"
 #include "server/morph_service.h"
@@ -97,6 +98,7 @@ struct Server::Impl {
   std::unique_ptr<TrackedEngine> engine;
   std::unique_ptr<CostKeeper> costs;
   std::unique_ptr<LabVerifier> verifier;
+  LayerSelectionParts selection;
   std::unique_ptr<MorphController> morph;
   std::atomic<TrackedEngine*> live_engine{nullptr};
   HealthService inference_health{
@@ -367,8 +369,9 @@ absl::Status Server::Impl::LoadAndServe() {
   const EngineInfo& info = engine->info();
   costs = std::make_unique<CostKeeper>(engine.get(), config.morph.cost_cache, VersionString());
   verifier = std::make_unique<LabVerifier>(engine.get());
+  MS_ASSIGN_OR_RETURN(selection, MakeLayerSelection(engine.get(), config, clock));
   morph = std::make_unique<MorphController>(engine.get(), costs.get(), verifier.get(),
-                                            /*selector=*/nullptr, clock, MorphOptions());
+                                            selection.selector.get(), clock, MorphOptions());
   // All morphs, for as long as the controller lives.
   const auto heard =
       morph->Subscribe("", [this](const MorphEvent& event) { metrics.OnMorph(event); });

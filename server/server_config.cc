@@ -141,6 +141,8 @@ std::vector<std::string> ValidateConfig(const ServerConfig& config) {
            "scheduler.sequences_max is %d; must not exceed scheduler.step_tokens_max, %d",
            config.scheduler.sequences_max, step_tokens));
   CheckActivePlan(config, &problems);
+  need(config.morph.rankings_file.empty() || !config.model.branches.empty(),
+       "morph.rankings_file is set; without model.branches there are no layers to rank");
   need(config.model.weights_dtype != "f32" || config.cache.kv_dtype == "auto" ||
            config.cache.kv_dtype == "f32",
        absl::StrFormat("cache.kv_dtype is %s; the exact mode (model.weights_dtype f32) needs auto "

@@ -105,6 +105,13 @@ struct ServerConfig {
     double watch_s = 0;
     double latency_share_max = 0;
     std::string cost_cache;
+    std::string rankings_file;
+    int64_t workspace_bytes = 0;
+    int32_t reselect_tokens = 0;  // 0: auto.
+    int32_t reselect_samples = 0;
+    int32_t reselect_steps = 0;
+    int32_t reselect_seed = 0;
+    std::string reselect_text;
   } morph;
 
   struct Guard {

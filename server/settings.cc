@@ -154,6 +154,26 @@ constexpr SettingField kTable[] = {
     {"morph.cost_cache", Kind::kPath, "", 0, 0, "",
      "file that keeps measured costs over restarts; unset: measured at the first need",
      MS_AT(morph.cost_cache)},
+    {"morph.rankings_file", Kind::kPath, "", 0, 0, "",
+     "file that keeps what was selected here over restarts; unset: kept until the server ends",
+     MS_AT(morph.rankings_file)},
+    {"morph.workspace_bytes", Kind::kBytes, "1GiB", kMiB, kTiB, "",
+     "memory that selecting layers anew may take beside everything else while it runs",
+     MS_AT(morph.workspace_bytes)},
+    {"morph.reselect_tokens", Kind::kCount, "auto", 0, 1 << 20, "auto",
+     "length of its calibration texts; auto: 1024, or the context limit where that is less",
+     MS_AT(morph.reselect_tokens)},
+    {"morph.reselect_samples", Kind::kCount, "4", 1, 1024, "", "number of its calibration texts",
+     MS_AT(morph.reselect_samples)},
+    {"morph.reselect_steps", Kind::kCount, "150", 1, 1e5, "",
+     "steps of its search over gates, which only selector flashmorph makes",
+     MS_AT(morph.reselect_steps)},
+    {"morph.reselect_seed", Kind::kCount, "0", 0, 1e9, "",
+     "of its texts; the next free one where the branches file has a ranking of that name",
+     MS_AT(morph.reselect_seed)},
+    {"morph.reselect_text", Kind::kPath, "", 0, 0, "",
+     "UTF-8 text to hide its passkeys in, like what is served; unset: a built-in one",
+     MS_AT(morph.reselect_text)},
     {"guard.state_every_tokens", Kind::kCount, "256", 0, 1e6, "",
      "states are searched for values that are not finite this often; 0: only before they are kept",
      MS_AT(guard.state_every_tokens)},
@@ -186,11 +206,9 @@ constexpr SettingField kTable[] = {
 // Keys of the design that a later release builds. Whoever sets one must know that it does nothing
 // yet.
 constexpr std::string_view kPlanned[] = {
-    "tenant.running_max", "tenant.waiting_max", "tenant.tokens_per_minute",
-    "tenant.weight",      "cache.page_tokens",  "cache.grid_tokens",
-    "cache.state_dtype",  "cache.isolation",    "plans.quality_floor",
-    "plans.state_file",   "plans.live_max",     "morph.workspace_bytes",
-    "tls.client_ca",
+    "tenant.running_max",  "tenant.waiting_max", "tenant.tokens_per_minute", "tenant.weight",
+    "cache.page_tokens",   "cache.grid_tokens",  "cache.state_dtype",        "cache.isolation",
+    "plans.quality_floor", "plans.state_file",   "plans.live_max",           "tls.client_ca",
 };
 
 absl::Status Refused(const SettingField& field, std::string_view text, const std::string& allowed) {

@@ -39,7 +39,10 @@ class TrackedEngine final : public Engine {
   absl::StatusOr<std::shared_ptr<const LayerPlan>> RankedPlan(int32_t full_layers) const override {
     return inner_->RankedPlan(full_layers);
   }
-  const BranchesHeader* branches() const override { return inner_->branches(); }
+  std::shared_ptr<const BranchesHeader> branches() const override { return inner_->branches(); }
+  void SetRankings(std::shared_ptr<const BranchesHeader> known) override {
+    inner_->SetRankings(std::move(known));
+  }
   CacheManager::Flushed FlushPrefixCache(std::optional<std::string> plan_id,
                                          std::optional<std::string> salt) override {
     return inner_->FlushPrefixCache(std::move(plan_id), std::move(salt));

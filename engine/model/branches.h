@@ -80,16 +80,18 @@ DownColumns MakeDownColumns(const BranchesConfig& config);
 kernels::SlotShape MakeSlotShape(const BranchesConfig& config, const ModelConfig& model,
                                  KvDType dtype);
 
-// What a selector chose: an order of layers, most worth keeping full first, or one set a budget.
+// What a selector chose: an order of layers, most worth keeping full first, or one set a budget, or
+// both: a set then holds for its budget, the order for the others.
 struct BranchesRanking {
   std::string selector;
   std::vector<int32_t> order;              // [layers], or empty with sets
-  std::vector<std::vector<int32_t>> sets;  // By rising size, each ascending; empty with an order.
+  std::vector<std::vector<int32_t>> sets;  // By rising size from 1, each ascending; or empty.
   std::vector<double> gates;               // [layers] or empty
   int32_t context = 0;                     // Calibration tokens; 0: not said.
   int64_t seed = 0;
   bool is_default = false;  // One of the rankings that have an order.
   bool stale = false;       // Chosen on an earlier stage of the training than the file's weights.
+  bool here = false;        // Not of the branches file: selected on this server, or beside it.
 };
 struct BranchesQuality {
   std::string selector;
@@ -97,7 +99,9 @@ struct BranchesQuality {
   std::vector<int32_t> layers;  // The full ones.
   double kl = 0;
   double ppl = 0;
+  double full_ppl = 0;  // Of all layers on the same text; 0: that of the row of selector `full`.
   std::vector<std::pair<std::string, double>> recall;
+  bool here = false;  // As BranchesRanking.
 };
 
 struct BranchesHeader {
@@ -108,6 +112,7 @@ struct BranchesHeader {
   FileIdentity identity;  // Of the file; LoadBranches reads no other.
   std::vector<BranchesRanking> rankings;
   std::vector<std::vector<double>> interaction;  // Q [layers][layers], or empty.
+  bool interaction_here = false;                 // As BranchesRanking.
   std::vector<BranchesQuality> quality;
   int64_t parameters = 0;
 };

@@ -17,8 +17,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kRankingsMax = 256;
-constexpr size_t kQualityMax = 4096;
 constexpr size_t kRecallMax = 64;
 constexpr size_t kNameBytesMax = 64;
 
@@ -117,8 +115,8 @@ absl::StatusOr<BranchesRanking> ReadRanking(const JsonObject& object, int32_t la
       object, {"selector", "order", "sets", "gates", "context", "seed", "default", "stale"}));
   BranchesRanking out;
   MS_ASSIGN_OR_RETURN(out.selector, Name(object, "selector"));
-  if (object.Has("order") == object.Has("sets")) {
-    return object.Refuse("order", "exactly one of order and sets is needed");
+  if (!object.Has("order") && !object.Has("sets")) {
+    return object.Refuse("order", "order or sets are needed");
   }
   if (const Json* order = object.Find("order"); order != nullptr) {
     const std::string what = object.what() + ".order";
@@ -127,9 +125,8 @@ absl::StatusOr<BranchesRanking> ReadRanking(const JsonObject& object, int32_t la
       return absl::InvalidArgumentError(
           absl::StrFormat("%s: %u layers; the base has %d", what, out.order.size(), layers));
     }
-  } else {
-    MS_RETURN_IF_ERROR(ReadSets(object, layers, &out));
   }
+  if (object.Has("sets")) MS_RETURN_IF_ERROR(ReadSets(object, layers, &out));
   if (const Json* gates = object.Find("gates"); gates != nullptr) {
     MS_ASSIGN_OR_RETURN(out.gates, Numbers(*gates, layers, 0, 1, object.what() + ".gates"));
   }
@@ -145,7 +142,8 @@ absl::StatusOr<BranchesRanking> ReadRanking(const JsonObject& object, int32_t la
 }
 
 absl::StatusOr<BranchesQuality> ReadQuality(const JsonObject& object, int32_t layers) {
-  MS_RETURN_IF_ERROR(CheckKeys(object, {"selector", "k", "layers", "kl", "ppl", "recall"}));
+  MS_RETURN_IF_ERROR(
+      CheckKeys(object, {"selector", "k", "layers", "kl", "ppl", "full_ppl", "recall"}));
   BranchesQuality out;
   MS_ASSIGN_OR_RETURN(out.selector, Name(object, "selector"));
   MS_ASSIGN_OR_RETURN(out.k, object.Int("k", std::nullopt));
@@ -159,6 +157,9 @@ absl::StatusOr<BranchesQuality> ReadQuality(const JsonObject& object, int32_t la
   constexpr double kHuge = 1e12;
   MS_ASSIGN_OR_RETURN(out.kl, NumberIn(object, "kl", 0, kHuge));
   MS_ASSIGN_OR_RETURN(out.ppl, NumberIn(object, "ppl", 1, kHuge));
+  if (object.Has("full_ppl")) {
+    MS_ASSIGN_OR_RETURN(out.full_ppl, NumberIn(object, "full_ppl", 1, kHuge));
+  }
   MS_ASSIGN_OR_RETURN(const std::optional<JsonObject> recall, object.Object("recall"));
   if (!recall.has_value()) return out;
   if (recall->json().size() > kRecallMax) return object.Refuse("recall", "more than 64 members");
@@ -214,10 +215,18 @@ absl::Status CheckKeys(const JsonObject& object, std::initializer_list<std::stri
   return absl::OkStatus();
 }
 
-absl::Status ReadBranchesLists(const JsonObject& object, int32_t layers, BranchesHeader* header) {
+absl::Status ReadSelectionLists(const JsonObject& object, int32_t layers, BranchesHeader* header) {
   MS_RETURN_IF_ERROR(ReadArray(
       object, "rankings", kRankingsMax,
       [layers](const JsonObject& item) { return ReadRanking(item, layers); }, &header->rankings));
+  MS_RETURN_IF_ERROR(ReadInteraction(object, layers, header));
+  return ReadArray(
+      object, "quality", kQualityMax,
+      [layers](const JsonObject& item) { return ReadQuality(item, layers); }, &header->quality);
+}
+
+absl::Status ReadBranchesLists(const JsonObject& object, int32_t layers, BranchesHeader* header) {
+  MS_RETURN_IF_ERROR(ReadSelectionLists(object, layers, header));
   const auto defaults =
       std::count_if(header->rankings.begin(), header->rankings.end(),
                     [](const BranchesRanking& ranking) { return ranking.is_default; });
@@ -225,10 +234,7 @@ absl::Status ReadBranchesLists(const JsonObject& object, int32_t layers, Branche
     return object.Refuse("rankings",
                          absl::StrFormat("%d are the default; one has to be", defaults));
   }
-  MS_RETURN_IF_ERROR(ReadInteraction(object, layers, header));
-  return ReadArray(
-      object, "quality", kQualityMax,
-      [layers](const JsonObject& item) { return ReadQuality(item, layers); }, &header->quality);
+  return absl::OkStatus();
 }
 
 }  // namespace morphserve

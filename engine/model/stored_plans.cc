@@ -17,7 +17,7 @@ template <typename GoodEnough>
 std::optional<int32_t> SmallestBudget(const BranchesHeader& header, GoodEnough good) {
   std::optional<int32_t> smallest;
   for (const BranchesQuality& row : header.quality) {
-    if (row.selector != kSelector || !good(row)) continue;
+    if (row.selector != kSelector || row.here || !good(row)) continue;
     if (!smallest.has_value() || row.k < *smallest) smallest = row.k;
   }
   return smallest;
@@ -29,7 +29,29 @@ const BranchesRanking* DefaultRanking(const BranchesHeader& header) {
   for (const BranchesRanking& ranking : header.rankings) {
     if (ranking.is_default) return &ranking;
   }
-  return header.rankings.empty() ? nullptr : &header.rankings.front();
+  return nullptr;
+}
+
+std::string RankingName(const BranchesRanking& ranking) {
+  return absl::StrFormat("%s/%d/%d", ranking.selector, ranking.context, ranking.seed);
+}
+
+const BranchesRanking* FindRanking(const BranchesHeader& header, std::string_view name) {
+  const BranchesRanking* found = nullptr;
+  for (const BranchesRanking& ranking : header.rankings) {
+    if (RankingName(ranking) == name) return &ranking;
+    if (ranking.selector != name) continue;
+    if (found == nullptr || ranking.is_default) found = &ranking;
+  }
+  return found;
+}
+
+std::optional<double> FullPerplexity(const BranchesHeader& header, const BranchesQuality& row) {
+  if (row.full_ppl > 0) return row.full_ppl;
+  for (const BranchesQuality& full : header.quality) {
+    if (full.selector == kFullSelector && !full.here && full.ppl > 0) return full.ppl;
+  }
+  return std::nullopt;
 }
 
 absl::StatusOr<std::vector<LayerKind>> RankedKinds(const BranchesRanking* ranking, int32_t layers,
@@ -99,14 +121,10 @@ std::optional<int32_t> SmallestBudgetByKl(const BranchesHeader& header, double k
 }
 
 std::optional<int32_t> SmallestBudgetByQuality(const BranchesHeader& header, double quality_min) {
-  double full = 0;
-  for (const BranchesQuality& row : header.quality) {
-    if (row.selector == kFullSelector) full = row.ppl;
-  }
   // Without the full model's row, a divergence of d nats is read as a perplexity higher by e^d.
   return SmallestBudget(header, [&](const BranchesQuality& row) {
-    const double ratio = full > 0 && row.ppl > 0 ? full / row.ppl : std::exp(-row.kl);
-    return ratio >= quality_min;
+    const std::optional<double> full = FullPerplexity(header, row);
+    return (full.has_value() && row.ppl > 0 ? *full / row.ppl : std::exp(-row.kl)) >= quality_min;
   });
 }
 

@@ -13,8 +13,18 @@
 
 namespace morphserve {
 
-// The ranking that serves when none is named; null when the file has none.
+// The ranking that serves when none is named; null when the branches file has none. What was
+// selected here is taken by name only, so that the same files give the same plans everywhere.
 const BranchesRanking* DefaultRanking(const BranchesHeader& header);
+
+// "flashmorph/8192/0": SELECTOR/CONTEXT/SEED.
+std::string RankingName(const BranchesRanking& ranking);
+// The ranking of that whole name; or of a selector alone: its default one, else its first. Null
+// when there is none.
+const BranchesRanking* FindRanking(const BranchesHeader& header, std::string_view name);
+
+// Perplexity of all layers on the text that a row was measured on; nullopt when it is not known.
+std::optional<double> FullPerplexity(const BranchesHeader& header, const BranchesQuality& row);
 
 // Keeps the `full_layers` layers that the ranking has a set for, or puts first; without a ranking,
 // evenly spaced ones: floor((i + 1/2) layers / full_layers). INVALID_ARGUMENT when out of

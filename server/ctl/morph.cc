@@ -26,6 +26,7 @@ struct MorphFlags {
   std::string plan, selector, key, expect, pointer;
   bool reselect = false, dry_run = false, retry_lower = false, no_auto_rollback = false;
   double watch_s = -1, traffic = 0, kl_max = -1;
+  double recall_min = -1;
   int canary = -1;
 };
 struct RollbackFlags {
@@ -37,6 +38,8 @@ constexpr char kMorphHelp[] = R"(Examples:
   morphctl morph --tpot-ms 12 --context 4096 --batch 4   the best plan that meets 12 ms a token
   morphctl morph --full-layers 10 --watch 0              ten layers stay full; no watching
   morphctl morph --tpot-ms 12 --dry-run                  what it would do
+  morphctl morph --full-layers 10 --reselect --selector interaction
+                                                         rank the layers anew, on this server
   morphctl morph --plan p-1f20                           a plan of `morphctl plans`
   morphctl rollback                                      back to the plan before
 
@@ -102,6 +105,7 @@ void PrintOutcome(const v1::MorphProgress& last) {
                 e.at().running(), e.at().context_tokens());
     if (e.has_kl()) std::printf(", KL %.4f", e.kl());
     if (e.has_quality()) std::printf(", quality %.4f", e.quality());
+    if (e.has_recall()) std::printf(", recall %.3f", e.recall());
     std::printf("\n");
   };
   std::printf("from      %s\n", RefText(last.from()).c_str());
@@ -151,6 +155,7 @@ v1::MorphRequest RequestOf(const Context& context, const MorphFlags& flags) {
   request.set_pointer(PointerOf(flags.pointer));
   if (flags.canary >= 0) request.mutable_canary()->set_prompts(static_cast<uint32_t>(flags.canary));
   if (flags.kl_max >= 0) request.mutable_canary()->set_kl_max(flags.kl_max);
+  if (flags.recall_min >= 0) request.mutable_canary()->set_recall_min(flags.recall_min);
   if (flags.watch_s >= 0) {
     request.mutable_watch()->set_seconds(static_cast<int64_t>(flags.watch_s));
     const double rest = flags.watch_s - static_cast<double>(request.watch().seconds());
@@ -171,17 +176,26 @@ int RunMorph(Context* context, const MorphFlags& flags) {
   const Interrupt::Scope scope(context->interrupt, &call);
   const auto reader =
       v1::Morph::NewStub((*connection)->admin())->Morph(&call, RequestOf(*context, flags));
+  constexpr double kShown = 0.1;  // Progress between two lines where nothing can be rewritten.
   v1::MorphProgress event, last;
   ProgressLine progress;
+  double shown = 0;
   while (reader->Read(&event)) {
     if (context->json) {
       std::printf("%s\n", ToJson(event).c_str());
       std::fflush(stdout);
+    } else if (event.phase() == last.phase() && event.fraction() > 0 && event.fraction() < 1) {
+      progress.Show(static_cast<int64_t>(event.fraction() * 100), 100,
+                    PhaseName(event.phase()) + " " + SafeForTerminal(event.message()));
+      const bool news = event.message() != last.message() && event.fraction() >= shown + kShown;
+      if (news && !progress.enabled()) {
+        PrintEvent(event);
+        shown = event.fraction();
+      }
     } else if (event.phase() != last.phase() || event.message() != last.message()) {
       progress.Clear();
       PrintEvent(event);
-    } else {
-      progress.Show(static_cast<int64_t>(event.fraction() * 100), 100, PhaseName(event.phase()));
+      shown = event.fraction() < 1 ? event.fraction() : 0;
     }
     last = event;
   }
@@ -282,7 +296,10 @@ void AddTarget(CLI::App* morph, MorphFlags* flags) {
   morph->add_option("--percentile", flags->percentile, "of the latency goals; default 50");
   morph->add_option("--plan", flags->plan, "a known plan instead of a target");
   morph->add_option("--selector", flags->selector, "whose ranking of the layers");
-  morph->add_flag("--reselect", flags->reselect, "rank the layers anew, on this server");
+  morph->add_flag(
+      "--reselect", flags->reselect,
+      "rank the layers anew, on this server; --selector: flashmorph, the default and longest, "
+      "interaction, interaction_gates, local_kl, halo, uniform or random");
 }
 
 }  // namespace
@@ -296,6 +313,7 @@ void RegisterMorph(CLI::App* app, Context* context) {
   morph->add_option("--watch", flags->watch_s, "seconds to watch the plan; default: the server's");
   morph->add_option("--canary", flags->canary, "probe prompts, 0 to 8; default: the server's");
   morph->add_option("--kl-max", flags->kl_max, "divergence that the canary passes");
+  morph->add_option("--recall-min", flags->recall_min, "share of passkeys it must get right");
   morph->add_option("--traffic", flags->traffic, "share of new requests until applied");
   morph->add_flag("--retry-lower", flags->retry_lower, "missed: try fewer full layers");
   morph->add_flag("--no-auto-rollback", flags->no_auto_rollback, "only report a disappointment");

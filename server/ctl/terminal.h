@@ -22,6 +22,7 @@ class ProgressLine {
  public:
   ProgressLine();
   void Show(int64_t done, int64_t total, std::string_view note);
+  bool enabled() const { return enabled_; }
   void Clear();  // Before other output; the next Show draws it anew.
 
  private:

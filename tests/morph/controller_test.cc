@@ -9,6 +9,7 @@
 #include <future>
 #include <set>
 #include <stdexcept>
+#include <thread>
 
 #include "engine/reasons.h"
 #include "morph/reasons.h"
@@ -175,8 +176,74 @@ TEST_F(Controller, ReselectAsksTheSelector) {
   EXPECT_EQ(last.phase, Phase::kApplied);
   EXPECT_EQ(last.to.plan->kind(7), LayerKind::kFull);
   EXPECT_EQ(last.to.plan->kind(6), LayerKind::kFull);
+  EXPECT_EQ(selector_.asked.full_layers, 2) << "what it is selected for";
+  ASSERT_TRUE(last.agreement.has_value());
+  EXPECT_EQ(last.agreement->method, "flashmorph/1024/0");
+  EXPECT_EQ(last.agreement->stored, "flashmorph/0/0");
+  EXPECT_EQ(last.agreement->common, 0) << "3, 1 against 7, 6";
+  EXPECT_LT(*last.agreement->spearman, 0.5);
   MorphController bare(&engine_, &costs_, &verifier_, nullptr, &clock_, {});
   EXPECT_EQ(ReasonOf(bare.Start(Order(spec)).status()), reason::kSelectorUnavailable);
+}
+
+TEST_F(Controller, AReselectThatCannotReachItsTargetSelectsNothing) {
+  MorphSpec spec = Tpot(0.5);
+  spec.target->mode = SelectMode::kReselect;
+  EXPECT_EQ(Run(Order(spec)).reason, reason::kTargetUnreachable) << "costs were measured first";
+  EXPECT_EQ(Refusal(Order(spec)), reason::kTargetUnreachable) << "now they are known";
+  EXPECT_EQ(selector_.asked.full_layers, 0);
+  spec = Budget(2);
+  spec.target->mode = SelectMode::kReselect;
+  spec.target->selector = "loudest";
+  EXPECT_EQ(Refusal(Order(spec)), reason::kFieldInvalid);
+}
+
+TEST_F(Controller, ARollBackEndsASelection) {
+  MorphSpec spec = Budget(2);
+  spec.target->mode = SelectMode::kReselect;
+  std::promise<void> selecting;
+  selector_.on_select = [&](const std::atomic<bool>& cancel) {
+    selecting.set_value();
+    while (!cancel) std::this_thread::yield();
+  };
+  Events events;
+  const auto id = controller_->Start(Order(spec));
+  ASSERT_TRUE(id.ok()) << id.status();
+  ASSERT_TRUE(controller_->Subscribe(*id, events.Listener()).ok());
+  selecting.get_future().wait();
+  EXPECT_EQ(Refusal(Order(Budget(3))), reason::kMorphRunning);
+  std::promise<absl::StatusOr<RollbackResult>> back;
+  controller_->Rollback({}, [&](auto result) { back.set_value(std::move(result)); });
+  EXPECT_TRUE(back.get_future().get().ok());
+  EXPECT_EQ(events.WaitForEnd().reason, reason::kCancelled);
+  ExpectUntouched();
+}
+
+TEST_F(Controller, PasskeysAreForPlansThatWereNeverVerified) {
+  std::vector<bool> asked;
+  VerifyReport report = FakeVerifier::Good();
+  verifier_.on_verify = [&](const VerifyRequest& request, const std::atomic<bool>&) {
+    asked.push_back(request.recall);
+    return report;
+  };
+  EXPECT_EQ(Run(Order(Budget(2))).phase, Phase::kApplied);
+  EXPECT_EQ(Run(Order(Budget(3))).phase, Phase::kApplied);
+  EXPECT_EQ(Run(Order(Budget(2))).phase, Phase::kApplied);
+  EXPECT_THAT(asked, ElementsAre(true, true, false));
+  MorphOrder order = Order(Budget(3));
+  order.canary.recall_min = 0.8;
+  MorphEvent last = Run(order);
+  EXPECT_EQ(last.reason, reason::kCanaryFailed) << "nothing was measured";
+  EXPECT_TRUE(asked.back());
+  report.recall = 0.75;
+  report.full_recall = 0.9;
+  order.key += "b";
+  last = Run(order);
+  EXPECT_THAT(last.message, HasSubstr("0.750 of the passkeys are right; must be 0.800"));
+  EXPECT_EQ(*last.measured->recall, 0.75);
+  report.recall = 0.85;
+  order.key += "c";
+  EXPECT_EQ(Run(order).phase, Phase::kApplied);
 }
 
 TEST_F(Controller, AFaultAtAnyEdgeBeforeTheSwitchChangesNothing) {

@@ -24,22 +24,22 @@ class FakeEngine final : public Engine {
   FakeEngine() : plans_(Make(kFakeLayers)) {
     info_.layers = kFakeLayers;
     info_.context_tokens = 8192;
-    header_.rankings.push_back({.selector = "flashmorph",
-                                .order = {3, 1, 5, 7, 0, 2, 4, 6},
-                                .sets = {},
-                                .gates = {},
-                                .is_default = true});
-    header_.rankings.push_back(
+    header_->rankings.push_back({.selector = "flashmorph",
+                                 .order = {3, 1, 5, 7, 0, 2, 4, 6},
+                                 .sets = {},
+                                 .gates = {},
+                                 .is_default = true});
+    header_->rankings.push_back(
         {.selector = "interaction", .order = {0, 1, 2, 3, 4, 5, 6, 7}, .sets = {}, .gates = {}});
-    header_.quality.push_back(
+    header_->quality.push_back(
         {.selector = "full", .k = kFakeLayers, .layers = {}, .ppl = 10, .recall = {}});
     for (int32_t k = 1; k < kFakeLayers; ++k) {
-      header_.quality.push_back({.selector = "flashmorph",
-                                 .k = k,
-                                 .layers = {},
-                                 .kl = 0.1 / k,
-                                 .ppl = 10 + 0.5 * (kFakeLayers - k),
-                                 .recall = {}});
+      header_->quality.push_back({.selector = "flashmorph",
+                                  .k = k,
+                                  .layers = {},
+                                  .kl = 0.1 / k,
+                                  .ppl = 10 + 0.5 * (kFakeLayers - k),
+                                  .recall = {}});
     }
   }
 
@@ -77,11 +77,18 @@ class FakeEngine final : public Engine {
     return std::make_shared<const LayerPlan>(std::move(kinds), Digest{}, Digest{1});
   }
   absl::StatusOr<std::shared_ptr<const LayerPlan>> RankedPlan(int32_t k) const override {
-    auto kinds = RankedKinds(&header_.rankings.front(), kFakeLayers, k);
+    auto kinds = RankedKinds(DefaultRanking(*branches()), kFakeLayers, k);
     if (!kinds.ok()) return kinds.status();
     return MakePlan(*std::move(kinds));
   }
-  const BranchesHeader* branches() const override { return &header_; }
+  std::shared_ptr<const BranchesHeader> branches() const override {
+    MutexLock lock(&mutex_);
+    return header_;
+  }
+  void SetRankings(std::shared_ptr<const BranchesHeader> known) override {
+    MutexLock lock(&mutex_);
+    header_ = std::make_shared<BranchesHeader>(*known);
+  }
   bool RunInLab(LabWork) override { return false; }
   CacheManager::Flushed FlushPrefixCache(std::optional<std::string>,
                                          std::optional<std::string>) override {
@@ -112,9 +119,9 @@ class FakeEngine final : public Engine {
   }
 
   EngineInfo info_;
-  BranchesHeader header_;
   PlanRegistry plans_;
   mutable Mutex mutex_;
+  std::shared_ptr<BranchesHeader> header_ = std::make_shared<BranchesHeader>();
   std::map<int32_t, PlanStatus::Measured> measured_ ABSL_GUARDED_BY(mutex_);
   std::map<int32_t, int64_t> trips_ ABSL_GUARDED_BY(mutex_);
 };
@@ -174,12 +181,27 @@ class FakeVerifier final : public PlanVerifier {
 
 class FakeSelector final : public LayerSelector {
  public:
-  absl::StatusOr<Selection> Select(const std::string&, const std::atomic<bool>*,
-                                   const std::function<void(double)>& progress) override {
-    progress(0.5);
-    if (!error.ok()) return error;
-    return Selection{.order = {7, 6, 5, 4, 3, 2, 1, 0}, .gates = {}, .message = ""};
+  absl::Status Check(const std::string& selector) const override {
+    if (selector.empty() || selector == "flashmorph") return absl::OkStatus();
+    return WithReason(absl::InvalidArgumentError("unknown; known are flashmorph"), "FIELD_INVALID");
   }
+  absl::StatusOr<Selection> Select(const SelectRequest& request, const std::atomic<bool>* cancel,
+                                   const Progress& progress) override {
+    asked = request;
+    progress(0.5, "half");
+    if (on_select) on_select(*cancel);
+    if (*cancel) return absl::CancelledError("cancelled");
+    if (!error.ok()) return error;
+    Selection out;
+    out.ranking.selector = "flashmorph";
+    out.ranking.order = {7, 6, 5, 4, 3, 2, 1, 0};
+    out.ranking.context = 1024;
+    out.ranking.here = true;
+    out.message = "as told";
+    return out;
+  }
+  SelectRequest asked;
+  std::function<void(const std::atomic<bool>&)> on_select;
   absl::Status error;
 };
 

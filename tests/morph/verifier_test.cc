@@ -16,6 +16,7 @@
 #include "morph/reasons.h"
 #include "morph/verifier_lab.h"
 #include "morph/verifier_metrics.h"
+#include "tests/engine/fake_tokenizer.h"
 #include "tests/engine/tiny_checkpoint.h"
 #include "tests/engine/waiting_sink.h"
 
@@ -125,6 +126,43 @@ TEST(Verifier, StopsWhenToldTo) {
   EXPECT_LT(far->measured_running, 1000) << "as many as fit";
 }
 
+TEST(Verifier, CountsThePasskeysThatAPlanGetsRight) {
+  EngineOptions options;
+  options.threads = 2;
+  options.arena_bytes = int64_t{16} << 20;
+  options.branches = "window:32";
+  Checkpoint checkpoint = MakeTinyCheckpoint({.layers = 4, .vocab = 258});
+  checkpoint.tokenizer = std::make_unique<FakeTokenizer>();
+  const auto engine =
+      *Engine::Create(std::move(checkpoint), options, &kClock, nullptr, nullptr, nullptr);
+  const auto probes = MakeRecallProbes(engine->tokenizer(), 1024);
+  ASSERT_EQ(probes.size(), static_cast<size_t>(kRecallProbes));
+  for (const CalibrationSample& probe : probes) {
+    EXPECT_EQ(probe.tokens.size(), static_cast<size_t>(kRecallTokens));
+    EXPECT_FALSE(probe.scored.empty());
+  }
+  LabVerifier verifier(engine.get());
+  VerifyRequest request{
+      .plan = PlanOf(engine.get(), 4), .recall = true, .load = {}, .costs = nullptr};
+  const auto full = Verify(&verifier, request);
+  ASSERT_TRUE(full.ok()) << full.status();
+  EXPECT_EQ(full->recall, full->full_recall);
+  request.plan = PlanOf(engine.get(), 1);
+  std::vector<double> progress;
+  const auto linear = verifier.Verify(request, nullptr, absl::InfiniteFuture(),
+                                      [&](double done) { progress.push_back(done); });
+  ASSERT_TRUE(linear.ok()) << linear.status();
+  EXPECT_TRUE(0 <= *linear->recall && *linear->recall <= 1);
+  EXPECT_EQ(linear->full_recall, full->full_recall);
+  EXPECT_TRUE(std::is_sorted(progress.begin(), progress.end()));
+  EXPECT_EQ(engine->GetLoad().cache.pages_running, 0);
+  // Without text there are no passkeys.
+  const auto bare = MakeEngine();
+  LabVerifier textless(bare.get());
+  request.plan = PlanOf(bare.get(), 1);
+  EXPECT_FALSE(Verify(&textless, request)->recall.has_value());
+}
+
 TEST(Verifier, JudgesByItsBounds) {
   VerifyReport report{.positions = 10, .kl = 0.05, .quality = 1, .agreement = 0.9, .step_ms = 10.5};
   EXPECT_TRUE(JudgeCanary(report, {}, 10).ok()) << "within the slack";
@@ -132,6 +170,12 @@ TEST(Verifier, JudgesByItsBounds) {
   EXPECT_TRUE(JudgeCanary(report, {}, std::nullopt).ok());
   EXPECT_EQ(ReasonOf(JudgeCanary(report, {.kl_max = 0.04}, 10)), reason::kCanaryFailed);
   EXPECT_EQ(ReasonOf(JudgeCanary(report, {.agreement_min = 0.95}, 10)), reason::kCanaryFailed);
+  EXPECT_EQ(ReasonOf(JudgeCanary(report, {.recall_min = 0.5}, 10)), reason::kCanaryFailed);
+  report.recall = 0.5;
+  EXPECT_TRUE(JudgeCanary(report, {.recall_min = 0.5}, 10).ok());
+  EXPECT_EQ(ReasonOf(JudgeCanary(report, {.recall_min = 0.6}, 10)), reason::kCanaryFailed);
+  report.recall = NAN;
+  EXPECT_EQ(ReasonOf(JudgeCanary(report, {.recall_min = 0.5}, 10)), reason::kCanaryFailed);
   report.kl = NAN;
   EXPECT_EQ(ReasonOf(JudgeCanary(report, {}, 10)), reason::kCanaryFailed);
 }

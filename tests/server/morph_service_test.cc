@@ -88,7 +88,7 @@ TEST(MorphService, ListsThePlanTableWithWhatEachPlanCosts) {
   MorphFixture fixture;
   fixture.engine().AddBranches();
   fixture.engine().mutable_branches()->quality = {
-      {.selector = "flashmorph", .k = 3, .layers = {0, 1, 2}, .kl = 0, .ppl = 10, .recall = {}},
+      {.selector = "full", .k = 3, .layers = {0, 1, 2}, .kl = 0, .ppl = 10, .recall = {}},
       {.selector = "flashmorph",
        .k = 1,
        .layers = {1},
@@ -362,8 +362,13 @@ TEST(MorphService, OrdersAreChecked) {
   EXPECT_EQ(refusal([](auto* r) { r->set_traffic(1.5); }), "FIELD_INVALID");
   EXPECT_EQ(refusal([](auto* r) { r->mutable_watch()->set_seconds(-1); }), "FIELD_INVALID");
   EXPECT_EQ(refusal([](auto* r) { r->mutable_canary()->set_prompts(9); }), "FIELD_INVALID");
-  EXPECT_EQ(refusal([](auto* r) { r->mutable_canary()->set_recall_min(0.5); }),
-            "FEATURE_UNAVAILABLE");
+  EXPECT_EQ(refusal([](auto* r) { r->mutable_canary()->set_recall_min(1.5); }),
+            "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) {
+              r->mutable_canary()->set_recall_min(0.5);
+              r->mutable_canary()->set_prompts(0);
+            }),
+            "FIELD_INVALID");
   EXPECT_EQ(refusal([](auto* r) {
               r->mutable_spec()->mutable_target()->set_mode(v1::SELECT_MODE_RESELECT);
             }),

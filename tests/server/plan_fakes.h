@@ -36,7 +36,7 @@ class PlannedEngine : public Engine {
 
   // Adds branches, with a default ranking 1, 0, 2, ... that has gates and one that has none.
   void AddBranches() {
-    branches_.emplace();
+    branches_ = std::make_shared<BranchesHeader>();
     branches_->config.kind = BranchKind::kGatedDeltaWindow;
     BranchesRanking ranking;
     ranking.selector = "flashmorph";
@@ -52,7 +52,7 @@ class PlannedEngine : public Engine {
     other.gates.clear();
     branches_->rankings = {std::move(other), std::move(ranking)};
   }
-  BranchesHeader* mutable_branches() { return &*branches_; }
+  BranchesHeader* mutable_branches() { return branches_.get(); }
 
   PlanRegistry& plans() override { return plans_; }
   std::vector<PlanStatus> PlanStatuses() const override {
@@ -78,15 +78,16 @@ class PlannedEngine : public Engine {
   }
   absl::StatusOr<std::shared_ptr<const LayerPlan>> RankedPlan(int32_t full_layers) const override {
     std::vector<LayerKind> kinds(static_cast<size_t>(layers_), LayerKind::kLinear);
-    const bool ranked = branches_.has_value() && !branches_->rankings.empty();
+    const bool ranked = branches_ != nullptr && !branches_->rankings.empty();
     for (size_t i = 0; i < static_cast<size_t>(full_layers); ++i) {
       const size_t layer = ranked ? static_cast<size_t>(branches_->rankings.back().order[i]) : i;
       kinds[layer] = LayerKind::kFull;
     }
     return MakePlan(std::move(kinds));
   }
-  const BranchesHeader* branches() const override {
-    return branches_.has_value() ? &*branches_ : nullptr;
+  std::shared_ptr<const BranchesHeader> branches() const override { return branches_; }
+  void SetRankings(std::shared_ptr<const BranchesHeader> known) override {
+    branches_ = std::make_shared<BranchesHeader>(*known);
   }
   // Remembers what was asked, "plan=... salt=...".
   CacheManager::Flushed FlushPrefixCache(std::optional<std::string> plan_id,
@@ -110,7 +111,7 @@ class PlannedEngine : public Engine {
  private:
   const int32_t layers_;
   PlanRegistry plans_;
-  std::optional<BranchesHeader> branches_;
+  std::shared_ptr<BranchesHeader> branches_;
   mutable Mutex plan_mutex_;
   std::string asked_ ABSL_GUARDED_BY(plan_mutex_);
 };

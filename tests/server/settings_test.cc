@@ -72,7 +72,7 @@ TEST(Settings, AnUnknownKeyNamesTheNearest) {
 
 TEST(Settings, APlannedKeyStopsTheStartAndSaysWhy) {
   for (const char* key :
-       {"cache.isolation", "tls.client_ca", "morph.workspace_bytes", "plans.live_max"}) {
+       {"cache.isolation", "tls.client_ca", "plans.live_max"}) {
     EXPECT_THAT(ProblemsOf({.overrides = {{key, "1"}}}),
                 HasSubstr(std::string("setting ") + key + " is planned, not built yet"));
   }
