@@ -186,11 +186,11 @@ absl::Status Reselector::Check(const std::string& selector) const {
         absl::StrFormat("target.selector '%s' is not known to mode RESELECT; there are %s",
                         selector.substr(0, 64), absl::StrJoin(names, ", ")));
   }
-  if (source_.stream.pool == nullptr || engine_->tokenizer() == nullptr) {
+  const bool cpu = source_.stream.cuda_stream == nullptr;
+  if (!cpu || engine_->tokenizer() == nullptr) {
     return WithReason(
-        absl::UnimplementedError(source_.stream.pool == nullptr
-                                     ? "layers are selected on the CPU only"
-                                     : "layers cannot be selected for a model without a tokenizer"),
+        absl::UnimplementedError(cpu ? "layers cannot be selected for a model without a tokenizer"
+                                     : "layers are selected on the CPU only"),
         reason::kSelectorUnavailable);
   }
   int64_t bytes = SetCheckTask::Bytes(source_, options_.tokens, kCheckRows);

@@ -1,8 +1,10 @@
 // selection_bench: a whole selection of layers on one checkpoint and its branches, without server.
 // Prints the time of every sample and step as it goes, then a table of what each selector's sets do
-// to the model: divergence, perplexity, recall. With --json FILE the report is written there.
+// to the model: divergence, perplexity, recall. With --json FILE the report is written there, with
+// --rankings FILE what a server reads as morph.rankings_file, added to what the file has.
 //   selection_bench MODEL BRANCHES [--tokens N] [--samples N] [--steps N] [--seed N] [--eval N]
-//                   [--scored N] [--f32] [--checkpoint FILE] [--json FILE]
+//                   [--scored N] [--f32] [--checkpoint FILE] [--json FILE] [--rankings FILE]
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -14,10 +16,13 @@
 
 #include "engine/base/machine.h"
 #include "engine/loader/checkpoint.h"
+#include "engine/model/branches_lists.h"
+#include "engine/model/stored_plans.h"
 #include "kernels/cpu/thread_pool.h"
 #include "morph/haystack.h"
 #include "morph/plan_quality.h"
 #include "morph/ranking.h"
+#include "morph/rankings_file.h"
 #include "morph/selection.h"
 
 namespace morphserve {
@@ -104,8 +109,28 @@ void PrintReport(const SelectionReport& report, const Branches& branches) {
   }
 }
 
-void PrintQuality(const Loaded& loaded, const SelectionReport& report, int32_t rows,
-                  int32_t tokens) {
+// A line of the table, as a rankings file keeps it.
+BranchesQuality QualityOf(const std::string& selector, const std::vector<int32_t>& set,
+                          const std::vector<SetQuality>& measured) {
+  BranchesQuality out;
+  out.selector = selector;
+  out.k = static_cast<int32_t>(set.size());
+  out.layers = set;
+  for (const SetQuality& q : measured) {
+    if (q.name.starts_with("plain")) {
+      out.kl = std::max(0.0, q.kl());
+      out.ppl = q.perplexity();
+      out.full_ppl = q.teacher_perplexity();
+    } else {
+      out.recall.emplace_back(q.name, q.accuracy());
+    }
+  }
+  return out;
+}
+
+std::vector<BranchesQuality> PrintQuality(const Loaded& loaded, const SelectionReport& report,
+                                          int32_t rows, int32_t tokens) {
+  std::vector<BranchesQuality> out;
   CalibrationData data =
       Take(CalibrationData::Create(loaded.checkpoint.tokenizer.get(), HaystackText(), 99));
   const auto sets = Take(MakeEvaluationSets(&data, {.contexts = {tokens}, .rows = rows}));
@@ -128,8 +153,38 @@ void PrintQuality(const Loaded& loaded, const SelectionReport& report, int32_t r
       }
       std::printf("\n");
       std::fflush(stdout);
+      out.push_back(QualityOf(s.selector, s.sets[k], result));
     }
   }
+  return out;
+}
+
+// Adds to the file what was found; evenly spaced and random layers need no file.
+void WriteRankings(const std::string& path, const Loaded& loaded, const SelectionReport& report,
+                   std::vector<BranchesQuality> quality) {
+  const RankingsKey key = {.base_id = loaded.weights->base_id, .branches_id = loaded.branches->id};
+  RankingLists lists;
+  if (auto stored = LoadRankings(path, key, report.layers); stored.ok()) {
+    lists = *std::move(stored);
+  } else if (!absl::IsNotFound(stored.status())) {
+    Die(stored.status());
+  }
+  RankingLists found = ListsOf(report);
+  std::erase_if(found.rankings, [](const BranchesRanking& ranking) {
+    return ranking.selector == "uniform" || ranking.selector == "random";
+  });
+  for (const BranchesRanking& ranking : found.rankings) {
+    for (const BranchesRanking& theirs : loaded.branches->header.rankings) {
+      if (RankingName(theirs) != RankingName(ranking)) continue;
+      std::fprintf(stderr,
+                   "the branches file has a ranking %s: a server will leave this one out; "
+                   "take another --seed\n",
+                   RankingName(ranking).c_str());
+    }
+  }
+  found.quality = std::move(quality);
+  MergeLists(std::move(found), kRankingsMax, kQualityMax, &lists);
+  if (const absl::Status status = SaveRankings(path, key, lists); !status.ok()) Die(status);
 }
 
 int Run(int argc, char** argv) {
@@ -176,7 +231,11 @@ int Run(int argc, char** argv) {
     std::ofstream(path) << SelectionReportJson(selection->report());
   }
   const int32_t rows = flags.Number("--eval", 0);
-  if (rows > 0) PrintQuality(loaded, selection->report(), rows, options.tokens);
+  std::vector<BranchesQuality> quality;
+  if (rows > 0) quality = PrintQuality(loaded, selection->report(), rows, options.tokens);
+  if (const std::string path = flags.Text("--rankings"); !path.empty()) {
+    WriteRankings(path, loaded, selection->report(), std::move(quality));
+  }
   return 0;
 }
 

@@ -99,6 +99,44 @@ def test_a_morph_and_its_rollback_do_not_touch_what_runs(hybrid, client, morph):
     assert active.plan.full_layers == 30 and not active.running_morph_id
 
 
+def test_layers_are_ranked_anew_beside_streams_and_the_ranking_stays(tmp_path, model_path):
+    from morphserve.v1 import morph_pb2, morph_pb2_grpc
+
+    kept = tmp_path / "rankings.json"
+    settings = {"model.branches": str(BRANCHES), "limits.context_tokens": "1024",
+                "morph.reselect_tokens": "192", "morph.reselect_samples": "1",
+                "morph.rankings_file": str(kept)}
+    order = ["--full-layers", "5", "--watch", "0", "--context", "256", "--selector"]
+    with serving(tmp_path, model_path, settings) as server, server.channel() as channel:
+        client = Client(channel)
+        alone = answer(client, 1)
+        wrong = ctl(server, "morph", "--reselect", *order, "loudest")
+        assert wrong.returncode == 1 and "flashmorph, interaction" in wrong.stderr
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(answer, client, 1)
+            seen = events(server, "--reselect", *order, "interaction")
+            assert beside.result() == alone, "a selection changes no token"
+    selecting = [event for event in seen if event["phase"] == "PHASE_SELECTING"]
+    assert any("one layer linear at a time" in event["message"] for event in selecting)
+    agreement = seen[-1]["agreement"]
+    assert agreement["full_layers"] == 5 and agreement["common"] >= 1
+    assert agreement["spearman"] > 0.3
+    canary = [event for event in seen if event["phase"] == "PHASE_CANARY"][-1]
+    assert canary["measured"]["recall"] > 0.5, canary["message"]
+    with serving(tmp_path, model_path, settings) as server:
+        with server.channel("admin") as channel:
+            scores = morph_pb2_grpc.MorphStub(channel).GetLayerScores(
+                morph_pb2.GetLayerScoresRequest(method=agreement["method"]))
+        assert scores.by_budget[5].plan_id == seen[-1]["to"]["plan_id"]
+        assert scores.interaction_source == morph_pb2.RANKING_SOURCE_HERE
+        again = events(server, *order, agreement["method"])
+        assert again[-1]["to"]["plan_id"] == seen[-1]["to"]["plan_id"]
+    other = {**settings, "model.branches": "window:64"}
+    with serving(tmp_path, model_path, other, wait=False) as server:
+        assert server.wait() != 0
+        assert "morph.rankings_file" in server.log()
+
+
 def test_a_latency_target_is_met_or_refused_with_what_would_reach_it(hybrid, client):
     costs = ctl(hybrid, "--json", "costs")
     assert costs.returncode == 0, costs.stderr
