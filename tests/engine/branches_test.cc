@@ -11,6 +11,7 @@
 #include <string>
 
 #include "engine/model/branches_file.h"
+#include "engine/model/stored_plans.h"
 #include "tests/engine/branches_builder.h"
 #include "tests/loader/temp_folder.h"
 
@@ -240,7 +241,8 @@ TEST(Branches, RankingsInteractionAndQualityAreRead) {
   json ranking = Ranking();
   ranking.update({{"gates", {0.25, 1}}, {"context", 8192}, {"seed", 7}});
   const json sets = {{"selector", "interaction"}, {"sets", {{1}, {1, 0}}}, {"stale", true}};
-  builder.metadata.update({{"rankings", {ranking, sets}},
+  const json both = {{"selector", "interaction"}, {"order", {0, 1}}, {"sets", {{1}}}, {"seed", 1}};
+  builder.metadata.update({{"rankings", {ranking, sets, both}},
                            {"Q", {{1.5, -2}, {-2, 3}}},
                            {"quality", {Quality()}},
                            {"training", {{"tokens", 100}}}});
@@ -248,7 +250,7 @@ TEST(Branches, RankingsInteractionAndQualityAreRead) {
   ASSERT_TRUE(file.ok()) << file.status();
   const BranchesHeader& header = file->header;
   EXPECT_EQ(header.base_name, "tiny base");
-  ASSERT_EQ(header.rankings.size(), 2U);
+  ASSERT_EQ(header.rankings.size(), 3U);
   EXPECT_THAT(header.rankings[0].order, ElementsAre(1, 0));
   EXPECT_THAT(header.rankings[0].gates, ElementsAre(0.25, 1.0));
   EXPECT_EQ(header.rankings[0].context, 8192);
@@ -256,6 +258,11 @@ TEST(Branches, RankingsInteractionAndQualityAreRead) {
   EXPECT_TRUE(header.rankings[0].is_default && !header.rankings[0].stale);
   EXPECT_THAT(header.rankings[1].sets, ElementsAre(ElementsAre(1), ElementsAre(0, 1)));
   EXPECT_TRUE(header.rankings[1].stale && header.rankings[1].order.empty());
+  EXPECT_EQ((*RankedKinds(&header.rankings[2], 2, 1))[1], LayerKind::kFull)
+      << "the set holds for its size, not the order";
+  EXPECT_EQ(FindRanking(header, "interaction/0/1"), &header.rankings[2]);
+  EXPECT_EQ(FindRanking(header, "interaction"), &header.rankings[1]) << "the first";
+  EXPECT_EQ(FindRanking(header, "halo"), nullptr);
   EXPECT_THAT(header.interaction, ElementsAre(ElementsAre(1.5, -2.0), ElementsAre(-2.0, 3.0)));
   ASSERT_EQ(header.quality.size(), 1U);
   EXPECT_THAT(header.quality[0].layers, ElementsAre(1));
@@ -338,8 +345,7 @@ TEST(Branches, NamesTheRankingThatIsWrong) {
   expect({{"order", {0, 2}}}, "branches.rankings[1].order: holds what is no layer");
   expect({{"order", {0, -1}}}, "branches.rankings[1].order: holds what is no layer");
   expect({{"order", {0, 0.5}}}, "branches.rankings[1].order: holds what is no layer");
-  expect({{"order", nullptr}}, "branches.rankings[1].order: exactly one of order and sets");
-  expect({{"sets", {{0}}}}, "branches.rankings[1].order: exactly one of order and sets");
+  expect({{"order", nullptr}}, "branches.rankings[1].order: order or sets are needed");
   expect({{"order", nullptr}, {"sets", json::array()}}, "branches.rankings[1].sets");
   expect({{"order", nullptr}, {"sets", {{0}, {1}}}}, "branches.rankings[1].sets[1]: sets are not");
   expect({{"order", nullptr}, {"sets", {{0, 0}}}}, "branches.rankings[1].sets[0]: layer 0");
