@@ -36,15 +36,15 @@ double Ms(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration)
 
 void EngineCore::Commit(double step_ms) {
   const absl::Time now = clock_->Now();
-  int32_t decode_rows = 0;
-  int64_t context = 0;
   for (const Scheduled& s : scheduled_) {
-    decode_rows += s.sequence->decoding() ? 1 : 0;
-    context += s.sequence->length();
+    if (!s.sequence->decoding()) continue;
+    ++report_.decode_rows;
+    report_.decode_context += s.sequence->length();
   }
-  cost_->Observe(decode_rows, batch_.rows() - decode_rows, step_ms);
-  if (report_.plans == 1 && decode_rows == batch_.rows()) {
-    plan_meter_.Observe(scheduled_.front().sequence->plan->id(), decode_rows, context, step_ms);
+  cost_->Observe(report_.decode_rows, batch_.rows() - report_.decode_rows, step_ms);
+  if (report_.plans == 1 && report_.decode_rows == batch_.rows()) {
+    plan_meter_.Observe(scheduled_.front().sequence->plan->id(), report_.decode_rows,
+                        report_.decode_context, step_ms);
   }
   // Guards first, then what the step wrote becomes visible, then tokens: nothing that a tripped
   // sequence wrote is ever published, and no unit moves while a snapshot is pending.

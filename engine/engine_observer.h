@@ -19,7 +19,9 @@ struct StepReport {
   int32_t rows = 0;           // Token rows computed.
   int32_t prompt_tokens = 0;  // Of them first-time prompt tokens.
   int32_t output_tokens = 0;  // Tokens sampled.
-  int32_t plans = 1;          // Distinct plans in the step.
+  int32_t decode_rows = 0;    // Sequences that decoded, and their tokens together.
+  int64_t decode_context = 0;
+  int32_t plans = 1;  // Distinct plans in the step.
   int32_t recomputed_tokens = 0;
   struct PlanTokens {
     std::string_view plan_id;

@@ -41,6 +41,7 @@ void MorphController::Stop() {
     ending_ = true;
     stop_ = true;
     if (running_ != nullptr && !running_->switched) running_->cancel = true;
+    if (next_ != nullptr) next_->cancel = true;
   }
   changed_.NotifyAll();
 }
@@ -134,23 +135,39 @@ absl::StatusOr<std::string> MorphController::Start(MorphOrder order) {
   MutexLock lock(&mutex_);
   if (const Morph* morph = known(); morph != nullptr) return attach(*morph);
   if (ending_) return Draining();
-  if (running_ != nullptr) {
-    return WithReason(absl::AbortedError("another morph runs: " + running_->id),
-                      reason::kMorphRunning);
+  const bool supersedes = running_ != nullptr && next_ == nullptr &&
+                          running_->order.origin == MorphOrigin::kAutopilot &&
+                          order.origin == MorphOrigin::kOperator;
+  if (running_ != nullptr && !supersedes) {
+    const std::string& id = next_ != nullptr ? next_->id : running_->id;
+    return WithReason(absl::AbortedError("another morph runs: " + id), reason::kMorphRunning);
   }
   MS_RETURN_IF_ERROR(CheckExpected(order.pointer, order.expected_plan));
   auto morph = std::make_unique<Morph>();
   morph->id = absl::StrFormat("m-%d-%d", absl::ToUnixMillis(clock_->Now()), ++numbers_);
   morph->order = std::move(order);
-  morph->before = Named(morph->order.pointer);
   morph->last.morph_id = morph->id;
-  morph->last.from = morph->before;
-  Morph* raw = morph.get();
+  morph->last.origin = morph->order.origin;
+  next_ = morph.get();
   morphs_.push_back(std::move(morph));
-  running_ = raw;
-  tasks_.push_back([this, raw] { RunMorph(raw); });
+  const std::string id = next_->id;
+  if (supersedes) {
+    running_->superseded = true;
+    if (!running_->switched) running_->cancel = true;
+    changed_.NotifyAll();
+  } else {
+    RunNext();
+  }
+  return id;
+}
+
+void MorphController::RunNext() {
+  running_ = std::exchange(next_, nullptr);
+  if (running_ == nullptr) return;
+  running_->before = Named(running_->order.pointer);
+  running_->last.from = running_->before;
+  tasks_.push_back([this, morph = running_] { RunMorph(morph); });
   changed_.NotifyAll();
-  return raw->id;
 }
 
 absl::StatusOr<uint64_t> MorphController::Subscribe(const std::string& morph_id,

@@ -1,8 +1,9 @@
 // MorphController carries out morphs: one at a time, on one worker thread, each through the phases
-// of morph_state.h. Serving is touched at one point only, the move of a pointer; whatever goes
-// wrong before it leaves the old plan serving, and what goes wrong after it leads back there.
-// Thread rule: every method from any thread. Callbacks run with the controller's lock held, so they
-// must not block nor call it. Ownership: borrows engine, sources and clock.
+// of morph_state.h. An operator's morph ends one of the autopilot's and runs next. Serving is
+// touched at one point only, the move of a pointer; whatever goes wrong before it leaves the old
+// plan serving, and what goes wrong after it leads back there. Thread rule: every method from any
+// thread. Callbacks run with the controller's lock held, so they must not block nor call it.
+// Ownership: borrows engine, sources and clock.
 #pragma once
 
 #include <atomic>
@@ -84,6 +85,7 @@ class MorphController {
     MorphEvent last;  // What the next event starts from.
     absl::Time ended = absl::InfiniteFuture();
     bool switched = false;
+    bool superseded = false;  // Another one waits for the end of this.
     std::atomic<bool> cancel = false;
     std::optional<RollbackOrder> rollback;
     std::function<void(absl::StatusOr<RollbackResult>)> rolled_back;
@@ -113,6 +115,7 @@ class MorphController {
   absl::StatusOr<Proposals> MakeProposals(const MorphSpec& spec, int32_t alternatives,
                                           const CostModel* costs);
   void Forget() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RunNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);  // The morph of next_, if there is one.
   Morph* Find(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   PlanVisit Named(PlanPointer pointer) const;
   PlanStatus StatusOf(const LayerPlan& plan) const;
@@ -134,6 +137,7 @@ class MorphController {
   CondVar changed_;
   std::deque<std::unique_ptr<Morph>> morphs_ ABSL_GUARDED_BY(mutex_);  // Oldest first.
   Morph* running_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  Morph* next_ ABSL_GUARDED_BY(mutex_) = nullptr;  // Once running_ has ended.
   std::deque<Task> tasks_ ABSL_GUARDED_BY(mutex_);
   struct Subscription {
     uint64_t number;

@@ -225,8 +225,7 @@ absl::Status MorphController::Verify(Morph* morph, Attempt* attempt) {
     morph->last.measured = measured;
     Tell(morph, MorphPhase::kCanary, 1, std::move(text));
   }
-  return JudgeCanary(report, order.canary,
-                     order.spec.target.has_value() ? order.spec.target->tpot_ms : std::nullopt);
+  return JudgeCanary(report, order.canary, order.judged_tpot_ms());
 }
 
 // The one place where a morph changes what serves. Under the lock, so that a roll-back comes either
@@ -263,21 +262,22 @@ absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
   const MorphOrder& order = morph->order;
   const absl::Time begin = clock_->Now();
   const auto plan = attempt->choice.plan;
-  WatchJudge::Options options{.load = LoadOf(*engine_, order.spec),
-                              .slack = order.canary.latency_slack,
-                              .costs = attempt->costs.get()};
-  if (order.spec.target.has_value()) options.tpot_ms = order.spec.target->tpot_ms;
+  const WatchJudge::Options options{.tpot_ms = order.judged_tpot_ms(),
+                                    .load = LoadOf(*engine_, order.spec),
+                                    .slack = order.canary.latency_slack,
+                                    .costs = attempt->costs.get()};
   WatchJudge judge(options, StatusOf(*plan));
   TellNow(morph, MorphPhase::kWatching, 0, "watching");
   absl::Time told = begin;
   while (true) {
     {
       MutexLock lock(&mutex_);
-      if (!morph->cancel && !ending_ && tasks_.empty() && clock_->Now() < begin + order.watch) {
+      if (!morph->cancel && !ending_ && !morph->superseded && tasks_.empty() &&
+          clock_->Now() < begin + order.watch) {
         changed_.WaitFor(&mutex_, options_.tick);
       }
       if (morph->cancel) return absl::CancelledError("rolled back by an operator");
-      if (ending_) return absl::OkStatus();
+      if (ending_ || morph->superseded) return absl::OkStatus();
     }
     RunTasks();
     const absl::Status status = judge.Look(StatusOf(*plan));
@@ -304,7 +304,8 @@ absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
 absl::Status MorphController::Carry(Morph* morph) {
   Attempt attempt;
   std::optional<int32_t> budget_max;
-  TellNow(morph, MorphPhase::kSelecting, 0, "from the spec to a plan");
+  TellNow(morph, MorphPhase::kSelecting, 0,
+          morph->order.why.empty() ? "from the spec to a plan" : morph->order.why);
   for (int32_t tries = 1;; ++tries) {
     const auto run = [&]() -> absl::Status {
       // A trace that a failure must not leave; a plan that a request uses lives on with it.
@@ -357,6 +358,7 @@ void MorphController::Conclude(Morph* morph, const absl::Status& status) {
     std::string why = ReasonOf(status);
     const bool asked = morph->rollback.has_value();
     if (asked) why = reason::kRolledBack;
+    if (!asked && morph->superseded && absl::IsCancelled(status)) why = reason::kSuperseded;
     if (ending_ && absl::IsCancelled(status)) why = reason::kDraining;
     if (why.empty() && !status.ok()) {
       why = absl::IsCancelled(status) ? reason::kCancelled : reason::kWorkerFault;
@@ -366,9 +368,14 @@ void MorphController::Conclude(Morph* morph, const absl::Status& status) {
       if (morph->switched && morph->order.pointer == PlanPointer::kActive) {
         engine_->plans().EndTrial();
       }
-      Tell(morph, MorphPhase::kApplied, 1, ending_ ? "the server drains" : "applied");
+      Tell(morph, MorphPhase::kApplied, 1,
+           ending_             ? "the server drains"
+           : morph->superseded ? "an operator's morph takes over; watched no longer"
+                               : "applied");
     } else if (!morph->switched) {
-      Tell(morph, MorphPhase::kFailed, 1, text, asked ? std::string(reason::kCancelled) : why);
+      Tell(morph, MorphPhase::kFailed, 1,
+           why == reason::kSuperseded ? "an operator's morph takes over" : text,
+           asked ? std::string(reason::kCancelled) : why);
     } else if (asked || morph->order.auto_rollback) {
       GoBack(morph);
       result.to = Named(morph->order.pointer);
@@ -385,7 +392,7 @@ void MorphController::Conclude(Morph* morph, const absl::Status& status) {
     MS_LOG(INFO) << "morph " << morph->id << " " << PhaseName(morph->last.phase)
                  << (why.empty() ? "" : " reason=" + why) << ": " << morph->last.message;
     morph->ended = clock_->Now();
-    running_ = nullptr;
+    RunNext();
     rolled_back = std::move(morph->rolled_back);
   }
   if (rolled_back) rolled_back(result);

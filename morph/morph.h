@@ -19,6 +19,8 @@
 
 namespace morphserve {
 
+enum class MorphOrigin : uint8_t { kOperator, kAutopilot };
+
 // Exactly one of the three.
 struct MorphSpec {
   std::string plan_id;  // Whole, or a unique prefix.
@@ -37,6 +39,14 @@ struct MorphOrder {
   bool auto_rollback = true;  // Else a plan that disappoints stays, and the events say so.
   double traffic = 1;         // Share of the requests that take the plan until it is applied.
   bool retry_lower = false;   // A missed target tries fewer full layers before it rolls back.
+  MorphOrigin origin = MorphOrigin::kOperator;
+  std::string why;  // Of the autopilot; its first message.
+  // Time per token that canary and watch hold the plan to where the spec has no such goal.
+  std::optional<double> tpot_max_ms;
+  std::optional<double> judged_tpot_ms() const {
+    return spec.target.has_value() && spec.target->tpot_ms.has_value() ? spec.target->tpot_ms
+                                                                       : tpot_max_ms;
+  }
 };
 
 // A ranking that was selected here beside the stored one that serves by default.
@@ -63,6 +73,7 @@ struct MorphEvent {
   int32_t running_on_to = 0;
   std::string reason;                         // Of an outcome that is not APPLIED, or of a warning.
   std::optional<RankingAgreement> agreement;  // Of a morph with mode RESELECT.
+  MorphOrigin origin = MorphOrigin::kOperator;
 };
 
 struct RollbackOrder {

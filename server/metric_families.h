@@ -17,6 +17,7 @@
 #include <string_view>
 
 #include "engine/engine.h"
+#include "morph/autopilot.h"
 #include "server/metric_buckets.h"
 #include "server/server_metrics.h"
 
@@ -71,6 +72,10 @@ inline constexpr std::array<const char*, 3> kMorphResults = {"applied", "rolled_
 // The last stands for every other.
 inline constexpr std::array<std::string_view, 5> kRollbackCauses = {
     "TARGET_MISSED", "GUARD_TRIPPED", "PLAN_WITHDRAWN", "ROLLED_BACK", "other"};
+
+// By what follows from an AutopilotReason.
+inline constexpr std::array<const char*, 4> kAutopilotStates = {"off", "measuring", "cool_down",
+                                                                "morphing"};
 
 // A family of the table of metrics, with its help. CHECKs that the table has it, with this type.
 Family<Counter>& Counters(prometheus::Registry& registry, const char* name);
@@ -137,6 +142,9 @@ struct ServerMetrics::Families {
   MS_FAMILY(Gauges, morph_phase, "morphserve_morph_phase");
   MS_FAMILY(Histograms, morph_duration, "morphserve_morph_duration_seconds");
   MS_FAMILY(Histograms, morph_switch, "morphserve_morph_switch_seconds");
+  MS_FAMILY(Counters, autopilot_decisions, "morphserve_autopilot_decisions_total");
+  MS_FAMILY(Gauges, autopilot_state, "morphserve_autopilot_state");
+  MS_FAMILY(Gauges, autopilot_tpot, "morphserve_autopilot_tpot_seconds");
   MS_FAMILY(Gauges, cost_error, "morphserve_cost_model_error_ratio");
   MS_FAMILY(Gauges, step_age, "morphserve_engine_step_age_seconds");
   MS_FAMILY(Gauges, token_rate, "morphserve_tokens_per_second");
@@ -206,6 +214,8 @@ struct ServerMetrics::Families {
   Gauge& quality_predicted = quality_ratio.Add({{"source", "branches_file"}});
   Gauge& quality_measured = quality_ratio.Add({{"source", "measured"}});
   Histogram& morph_switch_all = morph_switch.Add({}, LongBuckets());
+  Gauge& autopilot_measured = autopilot_tpot.Add({{"source", "measured"}});
+  Gauge& autopilot_target = autopilot_tpot.Add({{"source", "target"}});
   Gauge& cost_error_step = cost_error.Add({{"what", "step"}});
   Gauge& step_age_now = step_age.Add({});
   Gauge& token_rate_now = token_rate.Add({});
@@ -226,6 +236,8 @@ struct ServerMetrics::Families {
   std::array<Counter*, labels::kMorphResults.size()> morphs_by_result{};
   std::array<Histogram*, labels::kMorphResults.size()> morph_time_by_result{};
   std::array<Counter*, labels::kRollbackCauses.size()> rollback_by_cause{};
+  std::array<Counter*, kAutopilotReasons> autopilot_by_reason{};
+  std::array<Gauge*, labels::kAutopilotStates.size()> autopilot_in_state{};
   std::array<Counter*, labels::kLimits.size()> limited_by{};
   std::array<Counter*, labels::kPoints.size()> stored_at{};
   std::array<Counter*, labels::kPoints.size()> hit_at{};

@@ -264,6 +264,8 @@ v1::MorphProgress WriteProgress(const MorphEvent& event) {
     to->set_full_layers(Unsigned32(agreement->full_layers));
     to->set_common(Unsigned32(agreement->common));
   }
+  out.set_origin(event.origin == MorphOrigin::kAutopilot ? v1::MORPH_ORIGIN_AUTOPILOT
+                                                         : v1::MORPH_ORIGIN_OPERATOR);
   return out;
 }
 

@@ -16,7 +16,30 @@ size_t ResultOf(MorphPhase phase) {
   }
 }
 
+// Its place in kAutopilotStates.
+size_t StateOf(AutopilotReason reason) {
+  switch (reason) {
+    case AutopilotReason::kOff: return 0;
+    case AutopilotReason::kCoolDown:
+    case AutopilotReason::kRefused: return 2;
+    case AutopilotReason::kMorphRunning:
+    case AutopilotReason::kTooSlow:
+    case AutopilotReason::kRoom: return 3;
+    default: return 1;
+  }
+}
+
 }  // namespace
+
+void ServerMetrics::OnAutopilot(const AutopilotState& state) {
+  const AutopilotReason reason = state.decision.reason;
+  families_->autopilot_by_reason[static_cast<size_t>(reason)]->Increment();
+  for (size_t i = 0; i < families_->autopilot_in_state.size(); ++i) {
+    families_->autopilot_in_state[i]->Set(StateOf(reason) == i ? 1 : 0);
+  }
+  families_->autopilot_measured.Set(state.measured.gap_ms / 1000);
+  families_->autopilot_target.Set(state.target.enabled ? state.target.tpot_ms / 1000 : 0);
+}
 
 void ServerMetrics::OnMorph(const MorphEvent& event) {
   absl::Time began;

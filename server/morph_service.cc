@@ -6,6 +6,7 @@
 
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
+#include "server/autopilot_messages.h"
 #include "server/call_info.h"
 #include "server/errors.h"
 #include "server/layer_scores.h"
@@ -203,6 +204,36 @@ grpc::ServerUnaryReactor* MorphService::GetCosts(grpc::CallbackServerContext* co
               if (!costs.ok()) return reactor->Fail(costs.status());
               reactor->Answer(WriteCosts(**costs));
             });
+      });
+}
+
+grpc::ServerUnaryReactor* MorphService::GetAutopilot(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* request,
+                                                     grpc::ByteBuffer* response) {
+  return ServeLater<v1::GetAutopilotRequest>(
+      context, request, response, "GetAutopilot", Scope::kRead,
+      [](const ServedModel& model, const v1::GetAutopilotRequest&, UnaryReactor* reactor) {
+        const absl::StatusOr<AutopilotState> state = model.autopilot->State();
+        if (!state.ok()) return reactor->Fail(state.status());
+        v1::GetAutopilotResponse answer;
+        *answer.mutable_state() = WriteAutopilot(*state);
+        reactor->Answer(answer);
+      });
+}
+
+grpc::ServerUnaryReactor* MorphService::SetAutopilot(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* request,
+                                                     grpc::ByteBuffer* response) {
+  return ServeLater<v1::SetAutopilotRequest>(
+      context, request, response, "SetAutopilot", Scope::kMorph,
+      [](const ServedModel& model, const v1::SetAutopilotRequest& message, UnaryReactor* reactor) {
+        const int32_t layers = model.engine->info().layers;
+        const absl::StatusOr<AutopilotState> state = model.autopilot->ChangeTarget(
+            [&](const AutopilotTarget& now) { return ReadAutopilot(message, now, layers); });
+        if (!state.ok()) return reactor->Fail(state.status());
+        v1::SetAutopilotResponse answer;
+        *answer.mutable_state() = WriteAutopilot(*state);
+        reactor->Answer(answer);
       });
 }
 

@@ -32,7 +32,10 @@ using RawMorph = v1::Morph::WithRawCallbackMethod_ListPlans<
         v1::Morph::WithRawCallbackMethod_Morph<v1::Morph::WithRawCallbackMethod_WatchMorph<
             v1::Morph::WithRawCallbackMethod_RollbackPlan<
                 v1::Morph::WithRawCallbackMethod_GetLayerScores<
-                    v1::Morph::WithRawCallbackMethod_GetCosts<v1::Morph::Service>>>>>>>>;
+                    v1::Morph::WithRawCallbackMethod_GetCosts<
+                        v1::Morph::WithRawCallbackMethod_GetAutopilot<
+                            v1::Morph::WithRawCallbackMethod_SetAutopilot<
+                                v1::Morph::Service>>>>>>>>>>;
 
 struct MorphDeps {
   const ServingState* state = nullptr;
@@ -73,6 +76,12 @@ class MorphService final : public RawMorph {
   grpc::ServerUnaryReactor* GetCosts(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetAutopilot(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* SetAutopilot(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
 
  private:
   // What every method does first: authorises, parses, refuses fields of a later API, and finds the

@@ -16,11 +16,14 @@
 #include "engine/base/log.h"
 #include "engine/base/machine.h"
 #include "engine/base/status_macros.h"
+#include "morph/autopilot_runner.h"
 #include "morph/controller.h"
 #include "morph/cost_keeper.h"
+#include "morph/latency_window.h"
 #include "morph/verifier_lab.h"
 #include "server/admin_service.h"
 #include "server/auth.h"
+#include "server/autopilot_messages.h"
 #include "server/drain.h"
 #include "server/health.h"
 #include "server/http_server.h"
@@ -29,6 +32,7 @@
 #include "server/listener.h"
 #include "server/models_service.h"
 #include "server/morph_service.h"
+#include "server/observer_pair.h"
 #include "server/server_metrics.h"
 #include "server/serving_state.h"
 #include "server/signals.h"
@@ -79,6 +83,7 @@ struct Server::Impl {
   void RequestStop();
   void UpdateHealth();
   absl::Status LoadAndServe();
+  void StartMorphing(const AutopilotTarget& target);
   void LogStart() const;
   absl::Status WriteReadyFile() const;
   void RemoveReadyFile() const;
@@ -91,6 +96,8 @@ struct Server::Impl {
 
   // In the order of use: each may refer to what stands above it, and is destroyed before it.
   ServerMetrics metrics;
+  LatencyWindow latencies{clock};
+  ObserverPair observers{&metrics, &latencies};
   std::unique_ptr<Authorizer> authorizer;
   ServingState state;
   Drain drain;
@@ -100,7 +107,9 @@ struct Server::Impl {
   std::unique_ptr<LabVerifier> verifier;
   LayerSelectionParts selection;
   std::unique_ptr<MorphController> morph;
+  std::unique_ptr<AutopilotRunner> autopilot;
   std::atomic<TrackedEngine*> live_engine{nullptr};
+  std::atomic<AutopilotRunner*> live_autopilot{nullptr};
   HealthService inference_health{
       {"", kReadiness, kLiveness, "morphserve.v1.Inference", "morphserve.v1.Models"}};
   HealthService admin_health{{std::begin(kAdminNames), std::end(kAdminNames)}};
@@ -302,6 +311,8 @@ void Server::Impl::Loop() {
     // An administrator's drain stops a load as well.
     if (drain.exiting()) cancel_load.store(true);
     admin_service->Tick(now);
+    AutopilotRunner* const pilot = live_autopilot.load();
+    if (pilot != nullptr && state.phase() == ServingPhase::kReady) pilot->Tick();
     UpdateHealth();
     if (options.take_signals && loading.load() && absl::Now() - cancelled_at > kLoadCancelWait) {
       MS_LOG(INFO) << "stopped while loading";
@@ -341,7 +352,7 @@ absl::Status Server::Impl::LoadAndServe() {
   absl::Time shown_at = begin;
   LoadHooks hooks;
   hooks.clock = clock;
-  hooks.observer = &metrics;
+  hooks.observer = &observers;
   hooks.cancel = &cancel_load;
   hooks.opened = [&](const std::string& name) {
     opened_at = absl::Now();
@@ -367,18 +378,13 @@ absl::Status Server::Impl::LoadAndServe() {
   engine = std::make_unique<TrackedEngine>(std::move(loaded.engine));
   metrics.AttachEngine(engine.get());
   const EngineInfo& info = engine->info();
-  costs = std::make_unique<CostKeeper>(engine.get(), config.morph.cost_cache, VersionString());
-  verifier = std::make_unique<LabVerifier>(engine.get());
+  MS_ASSIGN_OR_RETURN(const AutopilotTarget target, AutopilotTargetOf(config, info.layers));
   MS_ASSIGN_OR_RETURN(selection, MakeLayerSelection(engine.get(), config, clock));
-  morph = std::make_unique<MorphController>(engine.get(), costs.get(), verifier.get(),
-                                            selection.selector.get(), clock, MorphOptions());
-  // All morphs, for as long as the controller lives.
-  const auto heard =
-      morph->Subscribe("", [this](const MorphEvent& event) { metrics.OnMorph(event); });
-  MS_CHECK(heard.ok());
-  state.SetReady(
-      {engine.get(), chat_template.get(), loaded.name, std::move(loaded.generation), morph.get()});
+  StartMorphing(target);
+  state.SetReady({engine.get(), chat_template.get(), loaded.name, std::move(loaded.generation),
+                  morph.get(), autopilot.get()});
   live_engine.store(engine.get());
+  live_autopilot.store(autopilot.get());
   loading.store(false);
   UpdateHealth();
   MS_LOG(INFO) << "ready model=" << loaded.name << " architecture=" << info.architecture
@@ -388,6 +394,23 @@ absl::Status Server::Impl::LoadAndServe() {
                << " plan_id=" << engine->plans().active()->id() << " device=\"" << info.device_name
                << "\" seconds=" << absl::StrFormat("%.2f", absl::ToDoubleSeconds(end - begin));
   return WriteReadyFile();
+}
+
+void Server::Impl::StartMorphing(const AutopilotTarget& target) {
+  costs = std::make_unique<CostKeeper>(engine.get(), config.morph.cost_cache, VersionString());
+  verifier = std::make_unique<LabVerifier>(engine.get());
+  morph = std::make_unique<MorphController>(engine.get(), costs.get(), verifier.get(),
+                                            selection.selector.get(), clock, MorphOptions());
+  // All morphs, for as long as the controller lives.
+  const auto heard =
+      morph->Subscribe("", [this](const MorphEvent& event) { metrics.OnMorph(event); });
+  MS_CHECK(heard.ok());
+  AutopilotRunner::Options as_operators;
+  as_operators.canary = {.prompts = config.morph.canary_prompts, .kl_max = config.morph.kl_max};
+  as_operators.watch = absl::Seconds(config.morph.watch_s);
+  as_operators.on_decision = [this](const AutopilotState& now) { metrics.OnAutopilot(now); };
+  autopilot = std::make_unique<AutopilotRunner>(engine.get(), costs.get(), morph.get(), &latencies,
+                                                clock, std::move(as_operators), target);
 }
 
 absl::Status Server::Impl::WriteReadyFile() const {

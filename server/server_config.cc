@@ -67,6 +67,24 @@ void CheckActivePlan(const ServerConfig& config, std::vector<std::string>* probl
   }
 }
 
+void CheckAutopilot(const ServerConfig& config, std::vector<std::string>* problems) {
+  const ServerConfig::Morph::Autopilot& autopilot = config.morph.autopilot;
+  if (autopilot.k_max != 0 && autopilot.k_min > autopilot.k_max) {
+    problems->push_back(
+        absl::StrFormat("morph.autopilot.k_min is %d; must not exceed morph.autopilot.k_max, %d",
+                        autopilot.k_min, autopilot.k_max));
+  }
+  if (!autopilot.enabled) return;
+  if (autopilot.tpot_ms <= 0) {
+    problems->push_back(
+        "morph.autopilot.enabled is true; needs morph.autopilot.tpot_ms, which is unset");
+  }
+  if (config.model.branches.empty()) {
+    problems->push_back(
+        "morph.autopilot.enabled is true; without model.branches every layer is full");
+  }
+}
+
 }  // namespace
 
 ServerConfig::ServerConfig() {
@@ -143,6 +161,7 @@ std::vector<std::string> ValidateConfig(const ServerConfig& config) {
   CheckActivePlan(config, &problems);
   need(config.morph.rankings_file.empty() || !config.model.branches.empty(),
        "morph.rankings_file is set; without model.branches there are no layers to rank");
+  CheckAutopilot(config, &problems);
   need(config.model.weights_dtype != "f32" || config.cache.kv_dtype == "auto" ||
            config.cache.kv_dtype == "f32",
        absl::StrFormat("cache.kv_dtype is %s; the exact mode (model.weights_dtype f32) needs auto "

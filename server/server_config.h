@@ -112,6 +112,18 @@ struct ServerConfig {
     int32_t reselect_steps = 0;
     int32_t reselect_seed = 0;
     std::string reselect_text;
+    struct Autopilot {
+      bool enabled = false;
+      double tpot_ms = 0;  // 0: unset.
+      double percentile = 0;
+      int32_t k_min = 0;
+      int32_t k_max = 0;  // 0: all layers.
+      double window_s = 0;
+      double cool_down_s = 0;
+      double hysteresis = 0;
+      double quality_min = 0;
+      int32_t samples_min = 0;
+    } autopilot;
   } morph;
 
   struct Guard {

@@ -16,6 +16,7 @@
 namespace morphserve {
 
 using labels::kAuthCauses;
+using labels::kAutopilotStates;
 using labels::kCodes;
 using labels::kGuards;
 using labels::kLimits;
@@ -30,7 +31,7 @@ namespace {
 constexpr size_t kPlansMax = 64;  // More plans than this share one series, "other".
 // Every method of both listeners. The list bounds the label values: nothing a client sends makes
 // one.
-constexpr std::array<std::pair<const char*, const char*>, 25> kMethods = {{
+constexpr std::array<std::pair<const char*, const char*>, 28> kMethods = {{
     {"morphserve.v1.Inference", "Generate"},    {"morphserve.v1.Inference", "GenerateStream"},
     {"morphserve.v1.Inference", "Chat"},        {"morphserve.v1.Inference", "ChatStream"},
     {"morphserve.v1.Inference", "Tokenize"},    {"morphserve.v1.Inference", "Detokenize"},
@@ -43,7 +44,8 @@ constexpr std::array<std::pair<const char*, const char*>, 25> kMethods = {{
     {"morphserve.v1.Morph", "ListPlans"},       {"morphserve.v1.Morph", "GetActivePlan"},
     {"morphserve.v1.Morph", "ProposePlan"},     {"morphserve.v1.Morph", "Morph"},
     {"morphserve.v1.Morph", "WatchMorph"},      {"morphserve.v1.Morph", "RollbackPlan"},
-    {"morphserve.v1.Morph", "GetLayerScores"},
+    {"morphserve.v1.Morph", "GetLayerScores"},  {"morphserve.v1.Morph", "GetCosts"},
+    {"morphserve.v1.Morph", "GetAutopilot"},    {"morphserve.v1.Morph", "SetAutopilot"},
 }};
 
 }  // namespace
@@ -69,6 +71,16 @@ ServerMetrics::ServerMetrics()
   for (size_t i = 0; i < kRollbackCauses.size(); ++i) {
     families_->rollback_by_cause[i] =
         &families_->rollbacks.Add({{"cause", std::string(kRollbackCauses[i])}});
+  }
+  for (int i = 0; i < kAutopilotReasons; ++i) {
+    const AutopilotDecision decision{.reason = static_cast<AutopilotReason>(i)};
+    families_->autopilot_by_reason[static_cast<size_t>(i)] =
+        &families_->autopilot_decisions.Add({{"decision", decision.acts() ? "morph" : "stay"},
+                                             {"reason", AutopilotReasonName(decision.reason)}});
+  }
+  for (size_t i = 0; i < kAutopilotStates.size(); ++i) {
+    families_->autopilot_in_state[i] =
+        &families_->autopilot_state.Add({{"state", kAutopilotStates[i]}});
   }
   for (size_t i = 0; i < kLimits.size(); ++i) {
     families_->limited_by[i] = &families_->hit_limited.Add({{"by", kLimits[i]}});

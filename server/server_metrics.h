@@ -18,6 +18,7 @@
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
 #include "engine/engine_observer.h"
+#include "morph/autopilot_runner.h"
 #include "morph/morph.h"
 
 namespace morphserve {
@@ -42,6 +43,8 @@ class ServerMetrics final : public EngineObserver {
   void OnAuthFailure(std::string_view cause);
   // Every event of every morph, in order.
   void OnMorph(const MorphEvent& event);
+  // After each decision of the autopilot.
+  void OnAutopilot(const AutopilotState& state);
 
   // EngineObserver.
   void OnStep(const StepReport& report) override;

@@ -15,6 +15,7 @@
 #include "engine/engine.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/text/chat_template.h"
+#include "morph/autopilot_runner.h"
 #include "morph/controller.h"
 #include "server/server_config.h"
 
@@ -31,6 +32,7 @@ struct ServedModel {
   std::string name;                             // What requests call it.
   GenerationDefaults generation;
   MorphController* morph = nullptr;
+  AutopilotRunner* autopilot = nullptr;
 };
 
 class ServingState {

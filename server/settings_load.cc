@@ -48,7 +48,26 @@ void Apply(const std::string& key, const std::string& value, const std::string& 
   loaded->origins[key] = origin;
 }
 
-// Collects the leaves of two-level YAML. Anything deeper, or not a scalar, is a problem.
+// Collects the leaves of YAML: sections of keys, some of which are maps of keys again. Anything
+// else that is not a scalar is a problem.
+void FlattenSection(const std::string& name, const YAML::Node& section, std::set<std::string>* seen,
+                    Pairs* leaves, Problems* problems) {
+  for (const auto& entry : section) {
+    const std::string key = name + "." + (entry.first.IsScalar() ? entry.first.Scalar() : "?");
+    if (entry.second.IsMap() && std::count(key.begin(), key.end(), '.') == 1) {
+      FlattenSection(key, entry.second, seen, leaves, problems);
+    } else if (!seen->insert(key).second) {
+      problems->push_back(absl::StrFormat("config file: '%s' is given twice", key));
+    } else if (entry.second.IsNull()) {
+      problems->push_back(absl::StrFormat("config file: '%s' has no value", key));
+    } else if (!entry.second.IsScalar()) {
+      problems->push_back(absl::StrFormat("config file: '%s' must be a single value", key));
+    } else {
+      leaves->emplace_back(key, entry.second.Scalar());
+    }
+  }
+}
+
 void Flatten(const YAML::Node& root, Pairs* leaves, Problems* problems) {
   if (root.IsNull()) return;  // An empty file, or comments only.
   if (!root.IsMap()) {
@@ -64,18 +83,7 @@ void Flatten(const YAML::Node& root, Pairs* leaves, Problems* problems) {
           absl::StrFormat("config file: '%s' must be a section with keys below it", name));
       continue;
     }
-    for (const auto& entry : section.second) {
-      const std::string key = name + "." + (entry.first.IsScalar() ? entry.first.Scalar() : "?");
-      if (!seen.insert(key).second) {
-        problems->push_back(absl::StrFormat("config file: '%s' is given twice", key));
-      } else if (entry.second.IsNull()) {
-        problems->push_back(absl::StrFormat("config file: '%s' has no value", key));
-      } else if (!entry.second.IsScalar()) {
-        problems->push_back(absl::StrFormat("config file: '%s' must be a single value", key));
-      } else {
-        leaves->emplace_back(key, entry.second.Scalar());
-      }
-    }
+    FlattenSection(name, section.second, &seen, leaves, problems);
   }
 }
 

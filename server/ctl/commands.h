@@ -28,6 +28,7 @@ void RegisterBench(CLI::App* app, Context* context);
 void RegisterStatus(CLI::App* app, Context* context);  // status and models
 void RegisterPlans(CLI::App* app, Context* context);   // plans and scores
 void RegisterMorph(CLI::App* app, Context* context);   // morph, rollback and costs
+void RegisterAutopilot(CLI::App* app, Context* context);
 void RegisterReport(CLI::App* app, Context* context);
 void RegisterTokenize(CLI::App* app, Context* context);  // tokenize and detokenize
 

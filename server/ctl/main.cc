@@ -57,6 +57,7 @@ int Main(int argc, char** argv) {
   RegisterStatus(&app, &context);
   RegisterPlans(&app, &context);
   RegisterMorph(&app, &context);
+  RegisterAutopilot(&app, &context);
   RegisterReport(&app, &context);
   RegisterTokenize(&app, &context);
   try {
