@@ -37,7 +37,7 @@ AutopilotRunner::AutopilotRunner(Engine* engine, CostSource* costs, MorphControl
     MutexLock lock(&mutex_);
     pilot_.SetTarget(target);
     state_.decision.why = "nothing was decided yet";
-    own_epoch_ = epoch_;
+    heard_epoch_ = epoch_;
   }
   const auto number = controller_->Subscribe("", [this](const MorphEvent& event) { Hear(event); });
   MS_CHECK(number.ok());
@@ -90,9 +90,9 @@ absl::StatusOr<AutopilotState> AutopilotRunner::State() const {
 void AutopilotRunner::Hear(const MorphEvent& event) {
   const bool own = event.origin == MorphOrigin::kAutopilot;
   MutexLock lock(&mutex_);
-  if (own && event.phase == MorphPhase::kSwitched) own_epoch_ = event.to.epoch;
+  if (event.phase == MorphPhase::kSwitched) heard_epoch_ = event.to.epoch;
+  if (event.phase == MorphPhase::kRolledBack) heard_epoch_ = event.from.epoch;
   if (!IsFinal(event.phase)) return;
-  if (own && event.phase == MorphPhase::kRolledBack) own_epoch_ = event.from.epoch;
   if (own && event.reason != reason::kSuperseded) {
     return pilot_.OnEnded(event.phase, event.reason, event.at);
   }
@@ -117,7 +117,7 @@ AutopilotInputs AutopilotRunner::Look(const PlanVisit& active) {
   {
     MutexLock lock(&mutex_);
     percentile = pilot_.target().percentile;
-    if (active.epoch != epoch_ && active.epoch != own_epoch_ && inputs.running_id.empty()) {
+    if (active.epoch != epoch_ && active.epoch != heard_epoch_ && inputs.running_id.empty()) {
       pilot_.OnOther("a change of the active plan that was not its own", inputs.now);
     }
   }

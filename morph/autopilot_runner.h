@@ -90,7 +90,7 @@ class AutopilotRunner {
   // Never held while the controller is called: its listeners take it.
   mutable Mutex mutex_;
   Autopilot pilot_ ABSL_GUARDED_BY(mutex_);
-  uint64_t own_epoch_ ABSL_GUARDED_BY(mutex_) = 0;  // Of its last move of the pointer.
+  uint64_t heard_epoch_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the last move by a morph.
   AutopilotState state_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -4,6 +4,8 @@ goes back; nothing that runs notices."""
 import concurrent.futures
 import json
 import subprocess
+import threading
+import urllib.request
 
 import grpc
 import pytest
@@ -192,3 +194,49 @@ def test_the_report_shows_what_the_server_knows(hybrid, client, morph, tmp_path)
         .split("Measured against")[0]
     assert "calibrated at 1024, 4096 and 8192 tokens" in page.text
     assert "When the batch size changes: no." in page.text
+
+
+def test_the_autopilot_follows_its_standing_target(tmp_path, model_path):
+    """There is room for more full layers than serve: it measures the machine, goes up to its limit
+    by an ordinary morph, tells why, and leaves the pointer alone once it is switched off."""
+    from morphserve.v1 import morph_pb2 as pb, morph_pb2_grpc
+
+    settings = {"model.branches": str(BRANCHES), "limits.context_tokens": "2048",
+                "plans.active": "full_layers=10", "morph.watch_s": "1", "morph.canary_prompts": "1",
+                "morph.autopilot.enabled": "true", "morph.autopilot.tpot_ms": "100000",
+                "morph.autopilot.k_max": "14", "morph.autopilot.quality_min": "0",
+                "morph.autopilot.samples_min": "40"}
+    with serving(tmp_path, model_path, settings) as running, running.channel() as channel, \
+            running.channel("admin") as admin:
+        client, morph = Client(channel), morph_pb2_grpc.MorphStub(admin)
+        watch, seen, done = morph.WatchMorph(pb.WatchMorphRequest()), [], threading.Event()
+
+        def take():
+            for event in watch:
+                seen.append(event)
+                if event.phase >= pb.MorphProgress.PHASE_APPLIED:
+                    break
+            done.set()
+
+        reader = threading.Thread(target=take)
+        reader.start()
+        number = 0
+        while not done.is_set() and number < 300:
+            answer(client, number := number + 1)
+        assert done.wait(60)
+        reader.join()
+        assert {event.origin for event in seen} == {pb.MORPH_ORIGIN_AUTOPILOT}
+        assert seen[0].phase == pb.MorphProgress.PHASE_SELECTING and "ROOM" in seen[0].message
+        assert seen[-1].phase == pb.MorphProgress.PHASE_APPLIED, seen[-1]
+        assert getattr(seen[-1], "from").full_layers == 10
+        assert seen[-1].to.full_layers == 14
+        shown = ctl(running, "autopilot")
+        assert shown.returncode == 0 and "p95 of 1e+05 ms" in shown.stdout, shown.stdout
+        state = json.loads(ctl(running, "--json", "autopilot", "--off").stdout)
+        assert state["target"]["enabled"] is False
+        assert state["last_morph_id"] == seen[-1].morph_id
+        url = f"http://{running.address('http')}/metrics"
+        page = urllib.request.urlopen(url, timeout=10).read().decode()
+        room = next(line for line in page.splitlines()
+                    if "autopilot_decisions_total" in line and 'reason="ROOM"' in line)
+        assert float(room.rsplit(" ", 1)[1]) == 1

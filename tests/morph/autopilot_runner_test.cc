@@ -67,10 +67,18 @@ class Runner : public testing::Test {
   AutopilotState State() { return *runner_->State(); }
   Reason Last() { return State().decision.reason; }
   MorphEvent WaitForEnd(const std::string& id) {
+    return WaitFor(id, [](MorphPhase phase) { return IsFinal(phase); });
+  }
+  void WaitForWatching(const std::string& id) {
+    WaitFor(id, [](MorphPhase phase) { return phase == MorphPhase::kWatching; });
+  }
+  template <typename Want>
+  MorphEvent WaitFor(const std::string& id, Want want) {
+    EXPECT_NE(id, "");
     MutexLock lock(&mutex_);
     while (true) {
       for (const MorphEvent& event : events_) {
-        if (event.morph_id == id && IsFinal(event.phase)) return event;
+        if (event.morph_id == id && want(event.phase)) return event;
       }
       heard_.Wait(&mutex_);
     }
@@ -162,8 +170,7 @@ TEST_F(Runner, AnOperatorsMorphEndsOneOfItsOwnAndPausesIt) {
   Begin();
   Serve(4, 5000);
   const std::string own = State().last_morph_id;
-  ASSERT_NE(own, "");
-  while (engine_.plans().active()->full_layers() != 2) std::this_thread::yield();
+  WaitForWatching(own);
   EXPECT_EQ(controller_->running_id(), own);
   const std::string theirs = Operator(5);
   EXPECT_EQ(WaitForEnd(own).phase, MorphPhase::kApplied);
@@ -222,7 +229,7 @@ TEST_F(Runner, ARollBackOfItsOwnMorphMakesItWaitLonger) {
   watch_ = absl::Hours(1);
   Begin();
   Serve(4, 5000);
-  while (engine_.plans().active()->full_layers() != 2) std::this_thread::yield();
+  WaitForWatching(State().last_morph_id);
   // Slower than what it left, at the load of the decision.
   engine_.Measure(2, 1.5 * FakeStepMs(8, 4, 5000), 4, 5000);
   const MorphEvent end = WaitForEnd(State().last_morph_id);
@@ -262,11 +269,8 @@ TEST_F(Runner, TheTargetChangesLiveAndIsChecked) {
 TEST_F(Runner, ARefusedMorphIsToldAndWaits) {
   costs_.Get(false, nullptr).IgnoreError();
   Begin();
-  Serve(3, 5000);  // 240 gaps: the next look decides.
+  Serve(2, 5000);
   controller_->Stop();
-  WaitUntilIdle();
-  runner_->ChangeTarget([](AutopilotTarget now) { return absl::StatusOr<AutopilotTarget>(now); })
-      .IgnoreError();
   Serve(8, 5000);
   EXPECT_EQ(Last(), Reason::kCoolDown);
   EXPECT_THAT(State().decision.why, HasSubstr("a refusal"));

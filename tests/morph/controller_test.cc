@@ -267,6 +267,8 @@ TEST_F(Controller, AFaultAtAnyEdgeBeforeTheSwitchChangesNothing) {
       {"costs",
        [&] { costs_.error = WithReason(absl::ResourceExhaustedError("full"), "PLAN_MEMORY"); },
        reason::kPlanMemory},
+      {"crash while measuring", [&] { costs_.on_get = [] { throw std::bad_alloc(); }; },
+       reason::kWorkerFault},
       {"selector",
        [&] {
          spec.target->mode = SelectMode::kReselect;
@@ -275,6 +277,26 @@ TEST_F(Controller, AFaultAtAnyEdgeBeforeTheSwitchChangesNothing) {
        reason::kWorkerFault},
       {"memory", [&] { engine_.sequences_max = 0; }, reason::kPlanMemory},
       {"device", [&] { verify(absl::InternalError("device lost")); }, reason::kWorkerFault},
+      {"no units for the probes",
+       [&] { verify(WithReason(absl::ResourceExhaustedError("full"), reason::kPlanMemory)); },
+       reason::kPlanMemory},
+      {"hang",
+       [&] { verify(WithReason(absl::DeadlineExceededError("took too long"), "PHASE_TIMEOUT")); },
+       reason::kPhaseTimeout},
+      {"not an exception of the library",
+       [&] {
+         verifier_.on_verify = [](const VerifyRequest&,
+                                  const std::atomic<bool>&) -> absl::StatusOr<VerifyReport> {
+           throw 7;
+         };
+       },
+       reason::kWorkerFault},
+      {"crash while selecting",
+       [&] {
+         spec.target->mode = SelectMode::kReselect;
+         selector_.on_select = [](const std::atomic<bool>&) { throw std::bad_alloc(); };
+       },
+       reason::kWorkerFault},
       {"nan", [&] { verify(report([](auto* r) { r->finite = false; })); }, reason::kCanaryFailed},
       {"kl", [&] { verify(report([](auto* r) { r->kl = 0.5; })); }, reason::kCanaryFailed},
       {"kl nan", [&] { verify(report([](auto* r) { r->kl = NAN; })); }, reason::kCanaryFailed},
@@ -292,6 +314,8 @@ TEST_F(Controller, AFaultAtAnyEdgeBeforeTheSwitchChangesNothing) {
     SCOPED_TRACE(fault.name);
     costs_.error = absl::OkStatus();
     selector_.error = absl::OkStatus();
+    selector_.on_select = nullptr;
+    costs_.on_get = nullptr;
     verifier_.on_verify = nullptr;
     engine_.sequences_max = 10;
     spec = Tpot(3.41);
@@ -302,8 +326,49 @@ TEST_F(Controller, AFaultAtAnyEdgeBeforeTheSwitchChangesNothing) {
     ExpectUntouched();
   }
   verifier_.on_verify = nullptr;
+  costs_.on_get = nullptr;
   costs_.error = absl::OkStatus();
   EXPECT_EQ(Run(Order(Tpot(3.41))).phase, Phase::kApplied) << "the worker lives on";
+}
+
+// The deadline of the canary is what ends a verifier that hangs; it must be handed on.
+TEST_F(Controller, AVerifierGetsADeadline) {
+  Run(Order(Budget(2)));
+  EXPECT_EQ(verifier_.deadline, clock_.Now() + absl::Minutes(30));
+}
+
+TEST_F(Controller, AFullPlanTableChangesNothing) {
+  PlanRegistry& plans = engine_.plans();
+  // Every row is named by the history of a pointer, so that none makes room.
+  for (int32_t i = 0; i < 63; ++i) {
+    std::vector<LayerKind> kinds(kFakeLayers, LayerKind::kLinear);
+    for (int32_t l = 0; l < 6; ++l) {
+      if ((i >> l & 1) != 0) kinds[static_cast<size_t>(l)] = LayerKind::kFull;
+    }
+    const auto plan = plans.Register(*engine_.MakePlan(kinds), "", "test");
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    ASSERT_TRUE(plans.Point(static_cast<PlanPointer>(i % 4), (*plan)->id()).ok());
+  }
+  const std::string active = plans.active()->id();
+  const MorphEvent last = Run(Order(Budget(7)));
+  EXPECT_EQ(last.phase, Phase::kFailed);
+  EXPECT_EQ(last.reason, reason::kPlanTableFull);
+  EXPECT_EQ(plans.List().size(), 64u);
+  EXPECT_EQ(plans.active()->id(), active);
+}
+
+TEST_F(Controller, APointerThatMovedMeanwhileStaysWhereItIs) {
+  PlanRegistry& plans = engine_.plans();
+  verifier_.on_verify = [&](const VerifyRequest&, const std::atomic<bool>&) {
+    EXPECT_TRUE(plans.Register(engine_.Ranked(6), "", "test").ok());
+    EXPECT_TRUE(plans.Point(PlanPointer::kActive, engine_.Ranked(6)->id()).ok());
+    return absl::StatusOr<VerifyReport>(FakeVerifier::Good());
+  };
+  const MorphEvent last = Run(Order(Budget(3)));
+  EXPECT_EQ(last.phase, Phase::kFailed);
+  EXPECT_EQ(last.reason, reason::kPlanChanged);
+  EXPECT_EQ(plans.active()->id(), engine_.Ranked(6)->id());
+  EXPECT_FALSE(plans.Find(engine_.Ranked(3)->id()).ok());
 }
 
 TEST_F(Controller, RefusesBeforeItStarts) {

@@ -138,6 +138,7 @@ class FakeCosts final : public CostSource {
     return known_;
   }
   absl::StatusOr<std::shared_ptr<const CostModel>> Get(bool, const std::atomic<bool>*) override {
+    if (on_get) on_get();
     if (!error.ok()) return error;
     std::vector<CostPoint> points;
     for (const int32_t rows : {1, 16}) {
@@ -158,6 +159,7 @@ class FakeCosts final : public CostSource {
   }
 
   absl::Status error;
+  std::function<void()> on_get;
   int measured = 0;
 
  private:
@@ -168,7 +170,9 @@ class FakeCosts final : public CostSource {
 class FakeVerifier final : public PlanVerifier {
  public:
   absl::StatusOr<VerifyReport> Verify(const VerifyRequest& request, const std::atomic<bool>* cancel,
-                                      absl::Time, const std::function<void(double)>&) override {
+                                      absl::Time until,
+                                      const std::function<void(double)>&) override {
+    deadline = until;
     if (on_verify) return on_verify(request, *cancel);
     return Good();
   }
@@ -177,6 +181,7 @@ class FakeVerifier final : public PlanVerifier {
   }
   std::function<absl::StatusOr<VerifyReport>(const VerifyRequest&, const std::atomic<bool>&)>
       on_verify;
+  absl::Time deadline;  // Of the last call.
 };
 
 class FakeSelector final : public LayerSelector {

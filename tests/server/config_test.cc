@@ -6,6 +6,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "server/autopilot_messages.h"
 #include "server/command_line.h"
 #include "server/server_config.h"
 #include "server/settings.h"
@@ -35,6 +36,50 @@ TEST(Config, DefaultsWithAModelAreValid) { EXPECT_THAT(ValidateConfig(With({})),
 
 TEST(Config, AModelIsNeeded) {
   EXPECT_THAT(ValidateConfig(ServerConfig()), ElementsAre(HasSubstr("model.path is not set")));
+}
+
+TEST(Config, AnAutopilotNeedsATargetBranchesAndSoundLimits) {
+  const std::pair<std::string, std::string> on = {"morph.autopilot.enabled", "true"};
+  const std::pair<std::string, std::string> branches = {"model.branches", "window:64"};
+  const std::pair<std::string, std::string> target = {"morph.autopilot.tpot_ms", "12"};
+  EXPECT_THAT(ValidateConfig(With({on, branches, target})), IsEmpty());
+  EXPECT_THAT(ValidateConfig(With({on, branches})),
+              ElementsAre(HasSubstr("morph.autopilot.tpot_ms, which is unset")));
+  EXPECT_THAT(ValidateConfig(With({on, target})), ElementsAre(HasSubstr("model.branches")));
+  EXPECT_THAT(
+      ValidateConfig(With({{"morph.autopilot.k_min", "9"}, {"morph.autopilot.k_max", "8"}})),
+      ElementsAre(HasSubstr("morph.autopilot.k_min is 9; must not exceed")));
+  ServerConfig config;
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, std::string>>{{"morph.autopilot.percentile", "100"},
+                                                        {"morph.autopilot.hysteresis", "0"},
+                                                        {"morph.autopilot.window_s", "0"},
+                                                        {"morph.autopilot.cool_down_s", "0"},
+                                                        {"morph.autopilot.tpot_ms", "-1"},
+                                                        {"morph.autopilot.quality_min", "3"},
+                                                        {"morph.autopilot.samples_min", "0"}}) {
+    const std::string problem(SetSetting(*FindSetting(key), value, &config).message());
+    EXPECT_THAT(problem, HasSubstr(key + " is '" + value + "'"));
+  }
+}
+
+TEST(Config, ALimitOfTheAutopilotBeyondTheModelIsNamed) {
+  const auto of = [](const std::string& key, const std::string& value) {
+    return AutopilotTargetOf(With({{key, value}}), 30);
+  };
+  EXPECT_EQ(of("morph.autopilot.k_max", "layers")->k_max, 30);
+  EXPECT_EQ(of("morph.autopilot.k_max", "20")->k_max, 20);
+  EXPECT_THAT(of("morph.autopilot.k_max", "31").status().message(),
+              HasSubstr("morph.autopilot.k_max is 31; the model has 30 layers"));
+  EXPECT_THAT(of("morph.autopilot.k_min", "31").status().message(), HasSubstr("k_min is 31"));
+  const AutopilotTarget defaults = *of("morph.autopilot.k_min", "0");
+  EXPECT_FALSE(defaults.enabled);
+  EXPECT_EQ(defaults.percentile, 95);
+  EXPECT_EQ(defaults.window, absl::Seconds(60));
+  EXPECT_EQ(defaults.cool_down, absl::Minutes(5));
+  EXPECT_EQ(defaults.hysteresis, 0.1);
+  EXPECT_EQ(defaults.quality_min, 0.95);
+  EXPECT_EQ(defaults.samples_min, 200);
 }
 
 TEST(Config, AListenerBeyondLoopbackNeedsTlsAndTokens) {

@@ -75,6 +75,27 @@ TEST(Metrics, EveryRowOfTheTableIsShownAndNothingElse) {
   metrics.AttachEngine(nullptr);
 }
 
+TEST(Metrics, TheAutopilotsDecisionsAndState) {
+  ServerMetrics metrics;
+  AutopilotState state;
+  state.target.enabled = true;
+  state.target.tpot_ms = 12;
+  state.measured.gap_ms = 20;
+  state.decision.reason = AutopilotReason::kTooSlow;
+  metrics.OnAutopilot(state);
+  state.decision.reason = AutopilotReason::kCoolDown;
+  metrics.OnAutopilot(state);
+  metrics.OnAutopilot(state);
+  const std::string text = metrics.Render();
+  EXPECT_EQ(MetricValue(text, "morphserve_autopilot_decisions_total", {"reason=\"TOO_SLOW\""}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_autopilot_decisions_total", {"reason=\"COOL_DOWN\""}), 2);
+  EXPECT_EQ(MetricValue(text, "morphserve_autopilot_decisions_total", {"reason=\"ROOM\""}), 0);
+  EXPECT_EQ(MetricValue(text, "morphserve_autopilot_state", {"state=\"cool_down\""}), 1);
+  EXPECT_EQ(MetricValue(text, "morphserve_autopilot_state", {"state=\"morphing\""}), 0);
+  EXPECT_EQ(MetricValue(text, "morphserve_autopilot_tpot_seconds", {"source=\"measured\""}), 0.02);
+  EXPECT_EQ(MetricValue(text, "morphserve_autopilot_tpot_seconds", {"source=\"target\""}), 0.012);
+}
+
 TEST(Metrics, EveryRowOfTheTableIsInTheManual) {
   std::ifstream file(std::string(MORPHSERVE_SOURCE_DIR) + "/server/README.md");
   std::stringstream manual;

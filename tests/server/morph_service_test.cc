@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/strings/str_format.h"
+#include "morph/autopilot_runner.h"
 #include "morph/controller.h"
 #include "morph/cost_keeper.h"
 #include "morph/verifier_lab.h"
@@ -42,6 +43,7 @@ class MorphFixture {
       model.engine = &engine_;
       model.name = "tiny";
       model.morph = &morph_;
+      model.autopilot = &autopilot_;
       state_.SetReady(std::move(model));
     }
     MS_CHECK(morph_.Subscribe("", [this](const MorphEvent& e) { metrics_.OnMorph(e); }).ok());
@@ -78,6 +80,8 @@ class MorphFixture {
   CostKeeper costs_{&engine_, "", "test"};
   LabVerifier verifier_{&engine_};
   MorphController morph_{&engine_, &costs_, &verifier_, nullptr, &clock_, {}};
+  LatencyWindow latencies_{&clock_};
+  AutopilotRunner autopilot_{&engine_, &costs_, &morph_, &latencies_, &clock_, {}, {.k_max = 3}};
   std::unique_ptr<Authorizer> authorizer_;
   std::unique_ptr<MorphService> service_;
   std::unique_ptr<grpc::Server> server_;
@@ -273,6 +277,8 @@ std::vector<grpc::Status> CallAll(v1::Morph::Stub* stub, const std::string& mode
         v1::GetLayerScoresResponse());
   unary(&v1::Morph::Stub::ProposePlan, v1::ProposePlanRequest(), v1::ProposePlanResponse());
   unary(&v1::Morph::Stub::RollbackPlan, v1::RollbackPlanRequest(), v1::RollbackPlanResponse());
+  unary(&v1::Morph::Stub::GetAutopilot, v1::GetAutopilotRequest(), v1::GetAutopilotResponse());
+  unary(&v1::Morph::Stub::SetAutopilot, v1::SetAutopilotRequest(), v1::SetAutopilotResponse());
   const auto stream = [&](auto reader) {
     v1::MorphProgress progress;
     EXPECT_FALSE(reader->Read(&progress));
@@ -318,6 +324,7 @@ TEST(MorphService, MorphsStreamTheirPhasesAndRollBack) {
   ASSERT_TRUE(RunToEnd(&fixture.stub(), MorphTo(1, "k1"), &messages).ok());
   ASSERT_FALSE(messages.empty());
   EXPECT_EQ(messages.front().phase(), v1::MorphProgress::PHASE_SELECTING);
+  EXPECT_EQ(messages.front().origin(), v1::MORPH_ORIGIN_OPERATOR);
   EXPECT_EQ(messages.back().phase(), v1::MorphProgress::PHASE_APPLIED) << messages.back().reason();
   EXPECT_EQ(messages.back().from().plan_id(), before);
   EXPECT_EQ(messages.back().to().full_layers(), 1u);
@@ -340,6 +347,76 @@ TEST(MorphService, MorphsStreamTheirPhasesAndRollBack) {
   }
   EXPECT_EQ(fixture.engine().plans().active()->id(), before);
   EXPECT_TRUE(testing::HasMetric(&fixture.metrics(), "morphserve_morphs_total", "applied", "1"));
+}
+
+TEST(MorphService, TheStandingTargetIsShownAndChangedLive) {
+  MorphFixture fixture;
+  fixture.engine().AddBranches();
+  const auto set = [&](auto change, v1::AutopilotState* state) {
+    v1::SetAutopilotRequest request;
+    change(&request);
+    grpc::ClientContext context;
+    v1::SetAutopilotResponse response;
+    const grpc::Status status = fixture.stub().SetAutopilot(&context, request, &response);
+    *state = response.state();
+    return ReasonIn(status);
+  };
+  v1::AutopilotState state;
+  EXPECT_EQ(set([](auto* r) { r->set_enabled(true); }, &state), "FIELD_INVALID") << "no target";
+  const auto all = [](auto* r) {
+    r->set_enabled(true);
+    r->set_tpot_ms(12.5);
+    r->set_percentile(99);
+    r->set_full_layers_min(1);
+    r->set_full_layers_max(2);
+    r->mutable_window()->set_seconds(30);
+    r->mutable_cool_down()->set_nanos(0);
+    r->mutable_cool_down()->set_seconds(90);
+    r->set_hysteresis(0.2);
+    r->set_quality_min(0.9);
+    r->set_samples_min(50);
+  };
+  ASSERT_EQ(set(all, &state), "");
+  grpc::ClientContext context;
+  v1::GetAutopilotResponse shown;
+  ASSERT_TRUE(fixture.stub().GetAutopilot(&context, {}, &shown).ok());
+  const v1::AutopilotTarget& target = shown.state().target();
+  EXPECT_EQ(target.SerializeAsString(), state.target().SerializeAsString());
+  EXPECT_TRUE(target.enabled());
+  EXPECT_EQ(target.tpot_ms(), 12.5);
+  EXPECT_EQ(target.percentile(), 99);
+  EXPECT_EQ(target.full_layers_min(), 1u);
+  EXPECT_EQ(target.full_layers_max(), 2u);
+  EXPECT_EQ(target.window().seconds(), 30);
+  EXPECT_EQ(target.cool_down().seconds(), 90);
+  EXPECT_EQ(target.hysteresis(), 0.2);
+  EXPECT_EQ(target.quality_min(), 0.9);
+  EXPECT_EQ(target.samples_min(), 50u);
+  EXPECT_EQ(shown.state().decision(), v1::AUTOPILOT_DECISION_UNSPECIFIED) << "nothing ticks here";
+  ASSERT_EQ(set([](auto* r) { r->set_enabled(false); }, &state), "");
+  EXPECT_FALSE(state.target().enabled());
+  EXPECT_EQ(state.target().tpot_ms(), 12.5) << "absent fields stay";
+
+  for (const auto& bad : std::vector<std::function<void(v1::SetAutopilotRequest*)>>{
+           [](auto* r) { r->set_tpot_ms(0); }, [](auto* r) { r->set_percentile(49); },
+           [](auto* r) { r->set_full_layers_max(4); }, [](auto* r) { r->set_full_layers_min(3); },
+           [](auto* r) { r->mutable_window()->set_nanos(1); },
+           [](auto* r) { r->mutable_cool_down()->set_seconds(86401); },
+           [](auto* r) { r->set_hysteresis(0.9); }, [](auto* r) { r->set_quality_min(-1); },
+           [](auto* r) { r->set_samples_min(0); }}) {
+    v1::SetAutopilotRequest request;
+    bad(&request);
+    EXPECT_EQ(set(bad, &state), "FIELD_INVALID") << request.ShortDebugString();
+  }
+}
+
+TEST(MorphService, ADenseModelHasNoAutopilot) {
+  MorphFixture fixture;
+  grpc::ClientContext get_context, set_context;
+  v1::GetAutopilotResponse shown;
+  v1::SetAutopilotResponse set;
+  EXPECT_EQ(ReasonIn(fixture.stub().GetAutopilot(&get_context, {}, &shown)), "NOT_MORPHABLE");
+  EXPECT_EQ(ReasonIn(fixture.stub().SetAutopilot(&set_context, {}, &set)), "NOT_MORPHABLE");
 }
 
 TEST(MorphService, OrdersAreChecked) {

@@ -61,6 +61,21 @@ TEST(Settings, FlagsBeatEnvironmentBeatsFileBeatsDefault) {
   EXPECT_EQ(loaded->origins.count("limits.logprobs"), 0U);
 }
 
+TEST(Settings, KeysOfThreePartsMayBeNestedOrFlat) {
+  for (const char* yaml : {"morph: {autopilot: {tpot_ms: 12, k_max: 20}, kl_max: 1}",
+                           "morph: {autopilot.tpot_ms: 12, autopilot.k_max: 20, kl_max: 1}"}) {
+    const auto loaded = LoadSettings({.yaml = yaml});
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(loaded->config.morph.autopilot.tpot_ms, 12);
+    EXPECT_EQ(loaded->config.morph.autopilot.k_max, 20);
+    EXPECT_EQ(loaded->config.morph.kl_max, 1);
+    const auto again = LoadSettings({.yaml = PrintSettings(loaded->config, nullptr)});
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(again->config.morph.autopilot.k_max, 20);
+  }
+  EXPECT_EQ(EnvironmentName("morph.autopilot.k_min"), "MORPHSERVE_MORPH_AUTOPILOT_K_MIN");
+}
+
 TEST(Settings, AnUnknownKeyNamesTheNearest) {
   EXPECT_THAT(ProblemsOf({.overrides = {{"limits.promt_bytes", "1"}}}),
               HasSubstr("unknown setting 'limits.promt_bytes' (command line); did you mean "
@@ -122,6 +137,9 @@ TEST(Settings, YamlFaultsAreNamedAndNeverThrow) {
   EXPECT_THAT(ProblemsOf({.yaml = "limits: {n: [1]}\n"}), HasSubstr("single value"));
   EXPECT_THAT(ProblemsOf({.yaml = "limits: {n: }\n"}), HasSubstr("has no value"));
   EXPECT_THAT(ProblemsOf({.yaml = "limits: {n: 1, n: 2}\n"}), HasSubstr("given twice"));
+  EXPECT_THAT(ProblemsOf({.yaml = "limits: {n: {a: 1}}\n"}), HasSubstr("'limits.n.a'"));
+  EXPECT_THAT(ProblemsOf({.yaml = "morph: {autopilot: {k_min: {a: 1}}}\n"}),
+              HasSubstr("'morph.autopilot.k_min' must be a single value"));
   EXPECT_THAT(ProblemsOf({.yaml = "a: &a [*a]\n"}), HasSubstr("config file"));
   EXPECT_THAT(ProblemsOf({.yaml = std::string(100000, '[')}), HasSubstr("config file"));
   EXPECT_EQ(ProblemsOf({.yaml = "# only a comment\n"}), "");
