@@ -201,6 +201,17 @@ AutopilotDecision Autopilot::Decide(const AutopilotInputs& inputs) const {
                                 measured.gaps, measured.pure_tokens(), target_.samples_min,
                                 kPureTokensMin));
   }
+  return Judge(inputs);
+}
+
+AutopilotDecision Autopilot::Judge(const AutopilotInputs& inputs) const {
+  AutopilotDecision out{.k = inputs.k};
+  const auto stay = [&out](AutopilotReason reason, std::string why) {
+    out.reason = reason;
+    out.why = std::move(why);
+    return out;
+  };
+  const LatencyReading& measured = inputs.measured;
   const Prediction prediction(*this, inputs);
   const auto move = [&](AutopilotReason reason, int32_t k, const std::string& seen,
                         const char* rest) {

@@ -99,6 +99,7 @@ class Autopilot {
 
  private:
   struct Prediction;
+  AutopilotDecision Judge(const AutopilotInputs& inputs) const;  // All that is needed is known.
   void Wait(absl::Duration length, std::string why, absl::Time now);
 
   AutopilotTarget target_;

@@ -114,6 +114,35 @@ class Controller : public testing::Test {
     EXPECT_EQ(controller_->running_id(), "");
   }
 
+  struct Fault {
+    const char* name;
+    std::function<void(MorphSpec* spec)> arm;
+    std::string reason;
+  };
+  // One morph a fault; each fails with its reason, and the worker lives on.
+  void ExpectEachChangesNothing(const std::vector<Fault>& faults) {
+    const auto disarm = [this] {
+      costs_.error = absl::OkStatus();
+      costs_.on_get = nullptr;
+      selector_.error = absl::OkStatus();
+      selector_.on_select = nullptr;
+      verifier_.on_verify = nullptr;
+      engine_.sequences_max = 10;
+    };
+    for (const Fault& fault : faults) {
+      SCOPED_TRACE(fault.name);
+      disarm();
+      MorphSpec spec = Tpot(3.41);
+      fault.arm(&spec);
+      const MorphEvent last = Run(Order(spec));
+      EXPECT_EQ(last.phase, Phase::kFailed);
+      EXPECT_EQ(last.reason, fault.reason);
+      ExpectUntouched();
+    }
+    disarm();
+    EXPECT_EQ(Run(Order(Tpot(3.41))).phase, Phase::kApplied) << "the worker lives on";
+  }
+
   FakeClock clock_;
   FakeEngine engine_;
   FakeCosts costs_;
@@ -247,11 +276,6 @@ TEST_F(Controller, PasskeysAreForPlansThatWereNeverVerified) {
 }
 
 TEST_F(Controller, AFaultAtAnyEdgeBeforeTheSwitchChangesNothing) {
-  struct Fault {
-    const char* name;
-    std::function<void()> arm;
-    std::string reason;
-  };
   const auto verify = [this](absl::StatusOr<VerifyReport> result) {
     verifier_.on_verify = [result](const VerifyRequest&, const std::atomic<bool>&) {
       return result;
@@ -262,73 +286,59 @@ TEST_F(Controller, AFaultAtAnyEdgeBeforeTheSwitchChangesNothing) {
     change(&out);
     return out;
   };
-  MorphSpec spec = Tpot(3.41);
-  const std::vector<Fault> faults = {
+  ExpectEachChangesNothing({
       {"costs",
-       [&] { costs_.error = WithReason(absl::ResourceExhaustedError("full"), "PLAN_MEMORY"); },
+       [&](auto*) {
+         costs_.error = WithReason(absl::ResourceExhaustedError("full"), "PLAN_MEMORY");
+       },
        reason::kPlanMemory},
-      {"crash while measuring", [&] { costs_.on_get = [] { throw std::bad_alloc(); }; },
-       reason::kWorkerFault},
       {"selector",
-       [&] {
-         spec.target->mode = SelectMode::kReselect;
+       [&](MorphSpec* spec) {
+         spec->target->mode = SelectMode::kReselect;
          selector_.error = absl::InternalError("selector");
        },
        reason::kWorkerFault},
-      {"memory", [&] { engine_.sequences_max = 0; }, reason::kPlanMemory},
-      {"device", [&] { verify(absl::InternalError("device lost")); }, reason::kWorkerFault},
+      {"memory", [&](auto*) { engine_.sequences_max = 0; }, reason::kPlanMemory},
       {"no units for the probes",
-       [&] { verify(WithReason(absl::ResourceExhaustedError("full"), reason::kPlanMemory)); },
+       [&](auto*) { verify(WithReason(absl::ResourceExhaustedError("full"), "PLAN_MEMORY")); },
        reason::kPlanMemory},
+      {"device", [&](auto*) { verify(absl::InternalError("device lost")); }, reason::kWorkerFault},
       {"hang",
-       [&] { verify(WithReason(absl::DeadlineExceededError("took too long"), "PHASE_TIMEOUT")); },
-       reason::kPhaseTimeout},
-      {"not an exception of the library",
-       [&] {
-         verifier_.on_verify = [](const VerifyRequest&,
-                                  const std::atomic<bool>&) -> absl::StatusOr<VerifyReport> {
-           throw 7;
-         };
+       [&](auto*) {
+         verify(WithReason(absl::DeadlineExceededError("took too long"), "PHASE_TIMEOUT"));
        },
+       reason::kPhaseTimeout},
+      {"nan", [&](auto*) { verify(report([](auto* r) { r->finite = false; })); },
+       reason::kCanaryFailed},
+      {"kl", [&](auto*) { verify(report([](auto* r) { r->kl = 0.5; })); }, reason::kCanaryFailed},
+      {"kl nan", [&](auto*) { verify(report([](auto* r) { r->kl = NAN; })); },
+       reason::kCanaryFailed},
+      {"slow", [&](auto*) { verify(report([](auto* r) { r->step_ms = 9; })); },
+       reason::kTargetMissed},
+  });
+}
+
+TEST_F(Controller, AWorkerThatThrowsInAnyPhaseEndsItsMorphAndNothingElse) {
+  const auto verify = [this](void (*crash)()) {
+    verifier_.on_verify = [crash](const VerifyRequest&, const std::atomic<bool>&) {
+      crash();
+      return absl::StatusOr<VerifyReport>(FakeVerifier::Good());
+    };
+  };
+  ExpectEachChangesNothing({
+      {"measuring", [&](auto*) { costs_.on_get = [] { throw std::bad_alloc(); }; },
        reason::kWorkerFault},
-      {"crash while selecting",
-       [&] {
-         spec.target->mode = SelectMode::kReselect;
+      {"selecting",
+       [&](MorphSpec* spec) {
+         spec->target->mode = SelectMode::kReselect;
          selector_.on_select = [](const std::atomic<bool>&) { throw std::bad_alloc(); };
        },
        reason::kWorkerFault},
-      {"nan", [&] { verify(report([](auto* r) { r->finite = false; })); }, reason::kCanaryFailed},
-      {"kl", [&] { verify(report([](auto* r) { r->kl = 0.5; })); }, reason::kCanaryFailed},
-      {"kl nan", [&] { verify(report([](auto* r) { r->kl = NAN; })); }, reason::kCanaryFailed},
-      {"slow", [&] { verify(report([](auto* r) { r->step_ms = 9; })); }, reason::kTargetMissed},
-      {"crash",
-       [&] {
-         verifier_.on_verify = [](const VerifyRequest&,
-                                  const std::atomic<bool>&) -> absl::StatusOr<VerifyReport> {
-           throw std::runtime_error("crashed");
-         };
-       },
+      {"canary", [&](auto*) { verify([] { throw std::runtime_error("crashed"); }); },
        reason::kWorkerFault},
-  };
-  for (const Fault& fault : faults) {
-    SCOPED_TRACE(fault.name);
-    costs_.error = absl::OkStatus();
-    selector_.error = absl::OkStatus();
-    selector_.on_select = nullptr;
-    costs_.on_get = nullptr;
-    verifier_.on_verify = nullptr;
-    engine_.sequences_max = 10;
-    spec = Tpot(3.41);
-    fault.arm();
-    const MorphEvent last = Run(Order(spec));
-    EXPECT_EQ(last.phase, Phase::kFailed);
-    EXPECT_EQ(last.reason, fault.reason);
-    ExpectUntouched();
-  }
-  verifier_.on_verify = nullptr;
-  costs_.on_get = nullptr;
-  costs_.error = absl::OkStatus();
-  EXPECT_EQ(Run(Order(Tpot(3.41))).phase, Phase::kApplied) << "the worker lives on";
+      {"not an exception of the library", [&](auto*) { verify([] { throw 7; }); },
+       reason::kWorkerFault},
+  });
 }
 
 // The deadline of the canary is what ends a verifier that hangs; it must be handed on.
