@@ -189,11 +189,13 @@ TEST_F(Runner, AnOperatorsMorphEndsOneOfItsOwnAndPausesIt) {
 TEST_F(Runner, AnOperatorsMorphEndsOneBeforeItsSwitch) {
   costs_.Get(false, nullptr).IgnoreError();
   std::atomic<int> verified = 0;
+  std::atomic<bool> go_on = false;
   verifier_.on_verify = [&](const VerifyRequest& request,
                             const std::atomic<bool>& cancel) -> absl::StatusOr<VerifyReport> {
     ++verified;
-    if (request.plan->full_layers() == 5) return FakeVerifier::Good();
-    while (!cancel) std::this_thread::yield();
+    const bool theirs = request.plan->full_layers() == 5;
+    while (!(theirs ? go_on : cancel)) std::this_thread::yield();
+    if (theirs) return FakeVerifier::Good();
     return absl::CancelledError("cancelled");
   };
   Begin();
@@ -206,6 +208,7 @@ TEST_F(Runner, AnOperatorsMorphEndsOneBeforeItsSwitch) {
   third.spec.target.emplace().full_layers = 6;
   EXPECT_EQ(ReasonOf(controller_->Start(third).status()), reason::kMorphRunning)
       << "operators do not end each other's";
+  go_on = true;
   EXPECT_EQ(WaitForEnd(own).phase, MorphPhase::kFailed);
   EXPECT_EQ(WaitForEnd(own).reason, reason::kSuperseded);
   EXPECT_EQ(WaitForEnd(theirs).phase, MorphPhase::kApplied);
