@@ -108,7 +108,10 @@ AutopilotInputs AutopilotRunner::Look(const PlanVisit& active) {
   inputs.k = active.plan->full_layers();
   model_ = costs_->Known();
   inputs.costs = model_.get();
-  inputs.quality = [stored = MakeBudgetInputs(*engine_, model_.get(), "").quality](int32_t k) {
+  const auto known = engine_->branches();
+  const auto ranking = StoredRanking(known.get(), "");
+  const BranchesRanking* by_default = ranking.ok() ? *ranking : nullptr;
+  inputs.quality = [stored = MakeBudgetInputs(*engine_, nullptr, by_default).quality](int32_t k) {
     const auto quality = stored(k);
     return quality.has_value() ? std::optional<double>(quality->quality) : std::nullopt;
   };
