@@ -1,6 +1,7 @@
 // Stands in for the CUDA backend in builds without it, so that callers need no #ifdef.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/graph.h"
+#include "kernels/cuda/sample.h"
 
 namespace morphserve::kernels::cuda {
 namespace {
@@ -13,6 +14,7 @@ absl::Status Absent() {
 
 const Backend* CudaBackend() { return nullptr; }
 absl::StatusOr<DeviceInfo> OpenDevice(int32_t) { return Absent(); }
+absl::Status CublasAvailable() { return Absent(); }
 DeviceMemory& DeviceMemory::operator=(DeviceMemory&&) noexcept { return *this; }
 DeviceMemory::~DeviceMemory() = default;
 absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(int64_t) { return Absent(); }
@@ -35,5 +37,13 @@ int64_t DeviceMatrixBytes(const PackedMatrix&) { return 0; }
 absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix&, std::byte*, Stream) {
   return Absent();
 }
+absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Create(const Options&) {
+  return Absent();
+}
+absl::Status DeviceSampler::Enqueue(std::span<const SampleRow>, const float*, int64_t, Stream) {
+  return Absent();
+}
+const int32_t* DeviceSampler::tokens() const { return nullptr; }
+void DeviceSampler::Results(std::vector<SampleResult>* results) { results->clear(); }
 
 }  // namespace morphserve::kernels::cuda

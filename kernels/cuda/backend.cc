@@ -4,7 +4,15 @@
 namespace morphserve::kernels::cuda {
 
 const Backend* CudaBackend() {
-  static constexpr Backend kTable = {.name = "cuda", .rms_norm = RmsNorm};
+  static constexpr Backend kTable = {.name = "cuda",
+                                     .embed = Embed,
+                                     .rope_rows = RopeRows,
+                                     .copy_rows = CopyRows,
+                                     .matmul = Matmul,
+                                     .rms_norm = RmsNorm,
+                                     .swiglu = SwiGlu,
+                                     .low_rank = LowRank,
+                                     .matmul_bytes = MatmulBytes};
   return &kTable;
 }
 

@@ -32,6 +32,10 @@ const Backend* CudaBackend();
 // UNIMPLEMENTED when this build has no CUDA backend.
 absl::StatusOr<DeviceInfo> OpenDevice(int32_t index);
 
+// OK when cuBLASLt, which products of more than 64 rows need, can be loaded: libcublasLt.so.13 on
+// the loader's path. FAILED_PRECONDITION otherwise, saying what to install.
+absl::Status CublasAvailable();
+
 // Device memory. Movable; freed by the destructor.
 class DeviceMemory {
  public:

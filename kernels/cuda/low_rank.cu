@@ -1,0 +1,194 @@
+// Low-rank corrections: a thread an output, a block 128 outputs of 8 rows, whose inputs lie in
+// shared memory; one f32 chain an output with k ascending, so a row's bits depend on nothing else.
+// Floor: the factors' bytes once for 8 rows, and 4 to 12 bytes an output.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+#include "kernels/cuda/error.h"
+#include "kernels/cuda/matrix_layout.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/packed_layout.h"
+
+namespace morphserve::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kRows = 8;
+constexpr int kInputs = 128;  // Of a row in shared memory at a time.
+constexpr int32_t kPartsMax = 8;
+
+struct Part {
+  LowRankPart part;
+  PackedMatrix weights;  // data null: none.
+  int32_t block_end;     // Blocks of outputs of this and all earlier parts.
+};
+
+struct Call {
+  const float* x;
+  int64_t x_stride;
+  const int32_t* row_list;
+  int32_t rows;
+  int32_t part_count;
+  Part parts[kPartsMax];
+};
+
+// Eight inputs of an output from `at` on; rows are padded, so that reading whole eights is sound.
+__device__ inline void LoadEight(const PackedMatrix& w, int32_t n, int32_t at, float (&out)[8]) {
+  const std::byte* row = w.data + n * RowBytes(w.format, w.k);
+  if (w.format == WeightFormat::kBF16) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(row + 2 * at);
+    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      out[2 * i] = __uint_as_float(words[i] << 16);
+      out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    out[i] = at + i < w.k ? reinterpret_cast<const float*>(row)[at + i] : 0.0f;
+  }
+}
+
+// sums[r] += the products of the inputs in shared memory; all 8 rows, listed or not.
+__device__ inline void AddInputs(const PackedMatrix& w, int32_t n, int32_t first, int32_t count,
+                                 const float (&xs)[kRows][kInputs], float (&sums)[kRows]) {
+  for (int32_t at = 0; at < count; at += 8) {
+    float line[8];
+    LoadEight(w, n, first + at, line);
+    const int32_t some = min(8, count - at);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i >= some) break;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) sums[r] = fmaf(xs[r][at + i], line[i], sums[r]);
+    }
+  }
+}
+
+__global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant__ Call call) {
+  __shared__ float xs[kRows][kInputs];
+  __shared__ int64_t list[kRows];
+  int32_t which = 0;
+  while (static_cast<int32_t>(blockIdx.x) >= call.parts[which].block_end) ++which;
+  const Part& it = call.parts[which];
+  const int32_t before = which == 0 ? 0 : call.parts[which - 1].block_end;
+  const int32_t first_row = static_cast<int32_t>(blockIdx.y) * kRows;
+  if (threadIdx.x < kRows) {
+    const int32_t place = first_row + static_cast<int32_t>(threadIdx.x);
+    list[threadIdx.x] = place >= call.rows         ? -1
+                        : call.row_list == nullptr ? place
+                                                   : call.row_list[place];
+  }
+  // The list is whole; a block without a row leaves before it touches a weight.
+  if (__syncthreads_or(threadIdx.x < kRows && list[threadIdx.x] >= 0) == 0) return;
+  const int32_t n =
+      (static_cast<int32_t>(blockIdx.x) - before) * kThreads + static_cast<int32_t>(threadIdx.x);
+  float sums[kRows] = {};
+  if (it.weights.data != nullptr) {
+    for (int32_t first = 0; first < it.weights.k; first += kInputs) {
+      const int32_t count = min(kInputs, it.weights.k - first);
+      for (int32_t i = threadIdx.x; i < kRows * kInputs; i += kThreads) {
+        const int64_t row = list[i / kInputs];
+        const int32_t input = i % kInputs;
+        xs[i / kInputs][input] =
+            row < 0 || input >= count
+                ? 0.0f
+                : call.x[row * call.x_stride + it.part.x_column + first + input];
+      }
+      __syncthreads();  // The inputs are whole.
+      if (n < it.part.n) AddInputs(it.weights, n, first, count, xs, sums);
+      __syncthreads();  // They may be overwritten.
+    }
+  }
+  if (n >= it.part.n) return;
+  const float bias = it.part.bias == nullptr ? 0.0f : it.part.bias[n];
+  int32_t source = n;
+  if (it.part.base != nullptr && it.part.base_width != it.part.n) {
+    const int32_t group = it.part.n / it.part.base_width;
+    source = n / it.part.head_dim / group * it.part.head_dim + n % it.part.head_dim;
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (list[r] < 0) continue;
+    float* y = it.part.y + list[r] * it.part.y_stride + n;
+    float sum = sums[r] + bias;
+    if (it.part.accumulate) sum = *y + sum;
+    if (it.part.base != nullptr) {
+      const float base = it.part.base[list[r] * it.part.base_stride + source];
+      sum = it.weights.data == nullptr ? base : base + sum;
+    }
+    *y = sum;
+  }
+}
+
+absl::Status CheckPart(const LowRankPart& part, int64_t x_stride) {
+  if (part.n < 1 || part.y == nullptr || part.y_stride < part.n) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("LowRank: output stride is %d for %d outputs", part.y_stride, part.n));
+  }
+  if (part.weights == nullptr && (part.base == nullptr || part.bias != nullptr)) {
+    return absl::InvalidArgumentError(
+        "LowRank: a part without a factor needs a base and takes no bias");
+  }
+  if (part.weights != nullptr) {
+    const PackedMatrix& w = *part.weights;
+    const bool sound = (w.format == WeightFormat::kBF16 || w.format == WeightFormat::kF32) &&
+                       w.data != nullptr && w.k >= 1 && w.n == part.n && part.x_column >= 0 &&
+                       int64_t{part.x_column} + w.k <= x_stride;
+    if (!sound) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "LowRank: a %s factor of %d x %d for %d outputs, from column %d of rows of %d",
+          WeightFormatName(w.format), w.n, w.k, part.n, part.x_column, x_stride));
+    }
+  }
+  if (part.base == nullptr) return absl::OkStatus();
+  const bool grouped = part.base_width < part.n;
+  if (part.accumulate || part.base_width < 1 || part.n % part.base_width != 0 ||
+      part.base_stride < part.base_width ||
+      (grouped && (part.head_dim < 1 || part.base_width % part.head_dim != 0))) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "LowRank: a base of width %d, stride %d and heads of %d for %d outputs%s", part.base_width,
+        part.base_stride, part.head_dim, part.n, part.accumulate ? " that accumulate" : ""));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status LowRank(const LowRankArgs& args, Stream stream) {
+  if (args.rows < 0 || args.rows > 65535 * kRows) {
+    return absl::InvalidArgumentError(absl::StrFormat("LowRank: rows %d", args.rows));
+  }
+  for (const LowRankPart& part : args.parts) {
+    if (absl::Status status = CheckPart(part, args.x_stride); !status.ok()) return status;
+  }
+  if (args.rows == 0) return absl::OkStatus();
+  for (size_t begin = 0; begin < args.parts.size(); begin += kPartsMax) {
+    Call call = {.x = args.x,
+                 .x_stride = args.x_stride,
+                 .row_list = args.row_list,
+                 .rows = args.rows,
+                 .part_count = 0,
+                 .parts = {}};
+    int32_t blocks = 0;
+    for (size_t i = begin; i < std::min(args.parts.size(), begin + kPartsMax); ++i) {
+      const LowRankPart& part = args.parts[i];
+      blocks += (part.n + kThreads - 1) / kThreads;
+      call.parts[call.part_count++] = {
+          .part = part,
+          .weights = part.weights == nullptr ? PackedMatrix{} : *part.weights,
+          .block_end = blocks};
+    }
+    const dim3 grid(static_cast<unsigned>(blocks),
+                    static_cast<unsigned>((args.rows + kRows - 1) / kRows));
+    LowRankKernel<<<grid, kThreads, 0, StreamOf(stream)>>>(call);
+    if (absl::Status status = LaunchStatus("LowRank"); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace morphserve::kernels::cuda

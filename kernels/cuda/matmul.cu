@@ -1,0 +1,301 @@
+// Matrix product of token rows with weights. Up to 64 rows go to our own kernel (gemv.h), which
+// reads the weights once and asks the row list on the device; more rows become bf16 in the
+// workspace and go to cuBLASLt (cublas.h), whose result is written in place, or, with a row list or
+// a bias, from a buffer by rows. Quantised weights of the large product become bf16 in the
+// workspace, a range of outputs at a time. f32 weights, the reference mode, have a plain kernel of
+// their own.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <array>
+
+#include "absl/strings/str_format.h"
+#include "kernels/cuda/cublas.h"
+#include "kernels/cuda/error.h"
+#include "kernels/cuda/gemv.h"
+#include "kernels/cuda/matrix_layout.h"
+#include "kernels/cuda/ops.h"
+
+namespace morphserve::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kWeightTileBytes = int64_t{32} << 20;
+constexpr int32_t kResultOutputs = 2048;
+
+int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+// The pieces of the workspace of a large product.
+struct Layout {
+  Layout(int32_t rows, int32_t k)
+      : inputs(RoundUp(k, 32)),
+        x(kCublasWorkspaceBytes),
+        weights(x + RoundUp(rows * inputs * 2, 256)),
+        weight_rows(std::max<int64_t>(64, kWeightTileBytes / (inputs * 2) / 64 * 64)),
+        result(weights + weight_rows * inputs * 2),
+        bytes(result + int64_t{rows} * kResultOutputs * 4) {}
+  int64_t inputs;
+  int64_t x;
+  int64_t weights;
+  int64_t weight_rows;
+  int64_t result;
+  int64_t bytes;
+};
+
+// -1: not listed.
+__device__ inline int64_t RowAt(const int32_t* row_list, unsigned place) {
+  return row_list == nullptr ? int64_t{place} : int64_t{row_list[place]};
+}
+
+// x rows by the list as bf16, padded with zeros; rows that are not listed are zero.
+__global__ void RoundRowsKernel(const MatmulArgs args, int32_t k, int32_t inputs,
+                                __nv_bfloat16* out) {
+  const int64_t row = RowAt(args.row_list, blockIdx.x);
+  const float* x = args.x + row * args.x_stride;
+  __nv_bfloat16* to = out + int64_t{blockIdx.x} * inputs;
+  for (int i = threadIdx.x; i < inputs; i += kThreads) {
+    to[i] = __float2bfloat16_rn(row >= 0 && i < k ? x[i] : 0.0f);
+  }
+}
+
+// Rows of a quantised matrix as bf16, eight inputs of a group a thread: the piece of a lane.
+__global__ void DequantiseKernel(const PackedMatrix w, int32_t first, int32_t inputs,
+                                 __nv_bfloat16* out) {
+  const int64_t row = first + static_cast<int32_t>(blockIdx.x);
+  const std::byte* data = w.data + row * RowBytes(w.format, w.k);
+  const std::byte* scales =
+      w.data + ScaleOffset(w.format, w.n, w.k) + row * ScaleRowBytes(w.format, w.k);
+  for (int i = threadIdx.x * 8; i < inputs; i += kThreads * 8) {
+    const std::byte* step = data + i / StepInputs(w.format) * kStepBytes;
+    const int in_step = i % StepInputs(w.format);
+    __align__(16) __nv_bfloat16 eight[8];
+    if (w.format == WeightFormat::kQ8) {
+      const float d = __half2float(reinterpret_cast<const __half*>(scales)[i / kGroup]);
+      const auto* bytes = reinterpret_cast<const int8_t*>(step);
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        eight[j] = __float2bfloat16_rn(d * bytes[Q8Byte(in_step) + Q8Byte(j)]);
+    } else {
+      const float2 scale = __half22float2(reinterpret_cast<const __half2*>(scales)[i / kGroup]);
+      const uint32_t word = reinterpret_cast<const uint32_t*>(step)[Q4Word(in_step)];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        // Rounded after the product, as UnpackRow does.
+        const float product = __fmul_rn(scale.x, static_cast<float>(word >> Q4Bit(j) & 15u));
+        eight[j] = __float2bfloat16_rn(__fadd_rn(product, scale.y));
+      }
+    }
+    *reinterpret_cast<uint4*>(out + int64_t{blockIdx.x} * inputs + i) =
+        *reinterpret_cast<uint4*>(eight);
+  }
+}
+
+// y[row_list[r]][first + i] = [+] result[r][i] + bias[first + i].
+__global__ void ScatterKernel(const float* result, const int32_t* row_list, const MatmulPart part,
+                              int32_t first, int32_t count) {
+  const int64_t row = RowAt(row_list, blockIdx.x);
+  if (row < 0) return;
+  float* y = part.y + row * part.y_stride + first;
+  const float* from = result + int64_t{blockIdx.x} * count;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const float sum = from[i] + (part.bias == nullptr ? 0.0f : part.bias[first + i]);
+    y[i] = part.accumulate ? y[i] + sum : sum;
+  }
+}
+
+// A block makes 16 x 16 outputs, an output a thread, f32 chain with k ascending.
+constexpr int kSide = 16;
+__global__ void PlainKernel(const MatmulArgs args, const MatmulPart part, const PackedMatrix w) {
+  __shared__ float xs[kSide][kSide + 1], ws[kSide][kSide + 1];
+  const int place = static_cast<int>(blockIdx.y) * kSide + static_cast<int>(threadIdx.y);
+  const int first = static_cast<int>(blockIdx.x) * kSide;
+  int64_t row = -1;
+  if (place < args.rows) row = args.row_list == nullptr ? place : args.row_list[place];
+  const int n = first + static_cast<int>(threadIdx.x);
+  const int loaded = first + static_cast<int>(threadIdx.y);
+  const auto* weights = reinterpret_cast<const float*>(w.data);
+  const int64_t w_stride = PaddedInputs(WeightFormat::kF32, w.k);
+  float sum = 0;
+  for (int at = 0; at < w.k; at += kSide) {
+    const int i = at + static_cast<int>(threadIdx.x);
+    xs[threadIdx.y][threadIdx.x] = row >= 0 && i < w.k ? args.x[row * args.x_stride + i] : 0.0f;
+    ws[threadIdx.y][threadIdx.x] = loaded < w.n && i < w.k ? weights[loaded * w_stride + i] : 0.0f;
+    __syncthreads();  // The pieces are whole.
+    const int some = min(kSide, w.k - at);
+    for (int j = 0; j < some; ++j) sum = fmaf(xs[threadIdx.y][j], ws[threadIdx.x][j], sum);
+    __syncthreads();  // They may be overwritten.
+  }
+  if (row < 0 || n >= w.n) return;
+  if (part.bias != nullptr) sum += part.bias[n];
+  float* y = part.y + row * part.y_stride + n;
+  *y = part.accumulate ? *y + sum : sum;
+}
+
+absl::Status PlainProduct(const MatmulArgs& args, const MatmulPart& part, Stream stream) {
+  const dim3 grid(static_cast<unsigned>((part.weights->n + kSide - 1) / kSide),
+                  static_cast<unsigned>((args.rows + kSide - 1) / kSide));
+  PlainKernel<<<grid, dim3(kSide, kSide), 0, StreamOf(stream)>>>(args, part, *part.weights);
+  return LaunchStatus("f32 product");
+}
+
+// One range of outputs of a part: `weights` are its rows as bf16.
+absl::Status LargeRange(const MatmulArgs& args, const MatmulPart& part, const Layout& layout,
+                        const std::byte* weights, int32_t first, int32_t count, Stream stream) {
+  BigProduct product = {.x = args.workspace + layout.x,
+                        .m = args.rows,
+                        .k = static_cast<int32_t>(layout.inputs),
+                        .workspace = args.workspace};
+  if (args.row_list == nullptr && part.bias == nullptr) {
+    product.w = weights;
+    product.y = part.y + first;
+    product.y_stride = part.y_stride;
+    product.n = count;
+    product.accumulate = part.accumulate;
+    return RunBigProduct(product, stream);
+  }
+  product.y = reinterpret_cast<float*>(args.workspace + layout.result);
+  for (int32_t at = 0; at < count; at += kResultOutputs) {
+    product.n = std::min(kResultOutputs, count - at);
+    product.y_stride = product.n;
+    product.w = weights + at * layout.inputs * 2;
+    if (absl::Status status = RunBigProduct(product, stream); !status.ok()) return status;
+    ScatterKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(
+        product.y, args.row_list, part, first + at, product.n);
+    if (absl::Status status = LaunchStatus("scatter"); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LargePart(const MatmulArgs& args, const MatmulPart& part, const Layout& layout,
+                       Stream stream) {
+  const PackedMatrix& w = *part.weights;
+  if (w.format == WeightFormat::kBF16) {
+    return LargeRange(args, part, layout, w.data, 0, w.n, stream);
+  }
+  std::byte* const tile = args.workspace + layout.weights;
+  for (int32_t first = 0; first < w.n; first += static_cast<int32_t>(layout.weight_rows)) {
+    const int32_t count = static_cast<int32_t>(std::min<int64_t>(layout.weight_rows, w.n - first));
+    DequantiseKernel<<<static_cast<unsigned>(count), kThreads, 0, StreamOf(stream)>>>(
+        w, first, static_cast<int32_t>(layout.inputs), reinterpret_cast<__nv_bfloat16*>(tile));
+    absl::Status status = LaunchStatus("dequantise");
+    if (status.ok()) status = LargeRange(args, part, layout, tile, first, count, stream);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LargeProduct(const MatmulArgs& args, Stream stream) {
+  const int32_t k = args.parts.front().weights->k;
+  const Layout layout(args.rows, k);
+  RoundRowsKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(
+      args, k, static_cast<int32_t>(layout.inputs),
+      reinterpret_cast<__nv_bfloat16*>(args.workspace + layout.x));
+  absl::Status status = LaunchStatus("rounding of x");
+  for (size_t i = 0; status.ok() && i < args.parts.size(); ++i) {
+    if (args.parts[i].weights->format == WeightFormat::kF32) continue;
+    status = LargePart(args, args.parts[i], layout, stream);
+  }
+  return status;
+}
+
+// Parts of one format, at most kGemvPartsMax of them.
+absl::Status SmallProduct(const MatmulArgs& args, Stream stream) {
+  const PackedMatrix& w = *args.parts.front().weights;
+  int32_t tiles = 0;
+  for (const MatmulPart& part : args.parts) {
+    tiles += (part.weights->n + kTileOutputs - 1) / kTileOutputs;
+  }
+  GemvPlan plan;
+  if (!PlanGemv(w.format, tiles, w.k, args.rows, &plan)) {
+    // Too much of x for one launch: the two halves of the rows, each with its piece of the list.
+    if (args.rows == 1) {
+      return absl::InvalidArgumentError(absl::StrFormat("Matmul: %d inputs are too many", w.k));
+    }
+    MatmulArgs half = args;
+    half.rows = args.rows / 2;
+    if (absl::Status status = SmallProduct(half, stream); !status.ok()) return status;
+    MatmulArgs rest = args;
+    rest.rows = args.rows - half.rows;
+    if (args.row_list != nullptr) {
+      rest.row_list = args.row_list + half.rows;
+      return SmallProduct(rest, stream);
+    }
+    rest.x = args.x + half.rows * args.x_stride;
+    std::array<MatmulPart, kGemvPartsMax> parts;
+    std::copy(args.parts.begin(), args.parts.end(), parts.begin());
+    for (MatmulPart& part : parts) part.y += half.rows * part.y_stride;
+    rest.parts = {parts.data(), args.parts.size()};
+    return SmallProduct(rest, stream);
+  }
+  switch (w.format) {
+    case WeightFormat::kQ8: return GemvQ8(args, plan, stream);
+    case WeightFormat::kQ4: return GemvQ4(args, plan, stream);
+    default: return GemvBf16(args, plan, stream);
+  }
+}
+
+absl::Status Check(const MatmulArgs& args) {
+  const int32_t k = args.parts.front().weights == nullptr ? 0 : args.parts.front().weights->k;
+  for (const MatmulPart& part : args.parts) {
+    const PackedMatrix* w = part.weights;
+    if (w == nullptr || w->data == nullptr || part.y == nullptr || w->n < 1 || w->k < 1 ||
+        w->k != k || part.y_stride < w->n || UploadFormat(w->format) != w->format) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("Matmul: a part has %s weights of %d x %d and an output stride of %d",
+                          w == nullptr ? "no" : WeightFormatName(w->format),
+                          w == nullptr ? 0 : w->n, w == nullptr ? 0 : w->k, part.y_stride));
+    }
+  }
+  if (args.rows < 0 || args.x == nullptr || args.x_stride < k) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "Matmul: rows %d, input stride %d for %d inputs", args.rows, args.x_stride, k));
+  }
+  const int64_t needed = MatmulBytes(args.rows, k);
+  if (needed > 0 && (args.workspace == nullptr || args.workspace_bytes < needed ||
+                     reinterpret_cast<uintptr_t>(args.workspace) % 64 != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("Matmul: workspace has %d bytes; %d aligned to 64 are needed",
+                        args.workspace_bytes, needed));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int64_t MatmulBytes(int32_t rows, int32_t k) {
+  return rows <= kGemvRowsMax ? 0 : Layout(rows, k).bytes;
+}
+
+absl::Status Matmul(const MatmulArgs& args, Stream stream) {
+  if (args.parts.empty()) return absl::OkStatus();
+  absl::Status status = Check(args);
+  if (!status.ok() || args.rows == 0) return status;
+  const bool small = args.rows <= kGemvRowsMax;
+  bool large = false;
+  for (size_t begin = 0; status.ok() && begin < args.parts.size();) {
+    // A run of parts of one format is one launch.
+    const WeightFormat format = args.parts[begin].weights->format;
+    size_t end = begin + 1;
+    while (end < args.parts.size() && end - begin < kGemvPartsMax &&
+           args.parts[end].weights->format == format) {
+      ++end;
+    }
+    if (format == WeightFormat::kF32) {
+      for (size_t i = begin; status.ok() && i < end; ++i) {
+        status = PlainProduct(args, args.parts[i], stream);
+      }
+    } else if (small) {
+      MatmulArgs run = args;
+      run.parts = args.parts.subspan(begin, end - begin);
+      status = SmallProduct(run, stream);
+    } else {
+      large = true;
+    }
+    begin = end;
+  }
+  if (status.ok() && large) status = LargeProduct(args, stream);
+  return status;
+}
+
+}  // namespace morphserve::kernels::cuda

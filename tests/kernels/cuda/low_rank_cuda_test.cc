@@ -1,0 +1,110 @@
+// Low-rank corrections on the device against fp64: bases, spreading, accumulation, lists. Catches
+// what the CPU's test catches (tests/kernels/low_rank_test.cc), on the device's layouts.
+#include <vector>
+
+#include "tests/kernels/cuda/matrix_fixture.h"
+
+namespace morphserve::kernels::cuda {
+namespace {
+
+using LowRankCudaTest = CudaTest;
+
+struct Shape {
+  int32_t k, n, base_width, head_dim;
+};
+
+TEST_F(LowRankCudaTest, AgreesWithTheOracleForEveryTypeBaseAndList) {
+  const Shape shapes[] = {{24, 576, 192, 64}, {16, 40, 40, 40},   {1, 15, 5, 5},
+                          {7, 120, 40, 40},   {33, 18, 3, 1},     {64, 72, 24, 12},
+                          {200, 72, 24, 12},  {129, 300, 150, 50}};
+  Numbers numbers(8);
+  for (const Shape& s : shapes) {
+    for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+      for (int mode = 0; mode < 6; ++mode) {
+        const size_t rows = 19, x_stride = static_cast<size_t>(s.k) + 5;
+        const size_t n = static_cast<size_t>(s.n), y_stride = n + 2;
+        const auto width = static_cast<size_t>(s.base_width);
+        const auto dim = static_cast<size_t>(s.head_dim);
+        const DeviceMatrix w(type, s.n, s.k, &numbers, stream());
+        const std::vector<float> x = numbers.Normals(rows * x_stride), bias = numbers.Normals(n),
+                                 base = numbers.Normals(rows * width),
+                                 before = numbers.Normals(rows * y_stride);
+        std::vector<int32_t> list;
+        for (int32_t r = 0; r < 19; ++r) list.push_back(r % 4 == 2 ? -1 : 18 - r);
+        const DeviceArray<float> dx(x), dbias(bias), dbase(base), dy(before);
+        const DeviceArray<int32_t> dlist(list);
+        const bool based = mode >= 2 && mode != 4, weighed = mode != 5, listed = mode % 2 == 1;
+        const LowRankPart part = {.weights = weighed ? &w.packed() : nullptr,
+                                  .bias = mode == 3 || !weighed ? nullptr : dbias.data(),
+                                  .x_column = 3,
+                                  .base = based ? dbase.data() : nullptr,
+                                  .base_stride = s.base_width,
+                                  .base_width = s.base_width,
+                                  .head_dim = s.head_dim,
+                                  .n = s.n,
+                                  .y = dy.data(),
+                                  .y_stride = static_cast<int64_t>(y_stride),
+                                  .accumulate = mode == 1};
+        ASSERT_TRUE(ops()
+                        .low_rank({.x = dx.data(),
+                                   .x_stride = static_cast<int64_t>(x_stride),
+                                   .rows = static_cast<int32_t>(rows),
+                                   .row_list = listed ? dlist.data() : nullptr,
+                                   .parts = {&part, 1}},
+                                  stream())
+                        .ok());
+        Finish();
+        const std::vector<float> y = dy.Read();
+        for (size_t r = 0; r < rows; ++r) {
+          const bool written =
+              !listed || std::count(list.begin(), list.end(), static_cast<int32_t>(r)) == 1;
+          for (size_t i = 0; i < y_stride; ++i) {
+            const float got = y[r * y_stride + i], old = before[r * y_stride + i];
+            if (i >= n || !written) {
+              ASSERT_EQ(got, old);
+              continue;
+            }
+            double expected = 0;
+            if (weighed) {
+              const auto* row = &x[r * x_stride + 3];
+              const std::vector<double> input(row, row + s.k);
+              expected = reference::DotProduct(input, w.Row(i)).value;
+            }
+            if (part.bias != nullptr) expected += static_cast<double>(bias[i]);
+            if (part.accumulate) expected += static_cast<double>(old);
+            if (based) {
+              const size_t group = n / width;
+              expected += static_cast<double>(base[r * width + i / dim / group * dim + i % dim]);
+            }
+            ASSERT_NEAR(got, expected, 3e-5) << "n " << s.n << " mode " << mode << " row " << r;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LowRankCudaTest, TakesManyPartsAndRefusesBrokenOnes) {
+  Numbers numbers(9);
+  const DeviceMatrix w(DType::kBF16, 40, 16, &numbers, stream());
+  const DeviceArray<float> x(numbers.Normals(3 * 16)), y(3 * 40 * 11);
+  std::vector<LowRankPart> parts;
+  for (int64_t i = 0; i < 11; ++i) {
+    parts.push_back({.weights = &w.packed(), .n = 40, .y = y.data() + 40 * i, .y_stride = 40 * 11});
+  }
+  LowRankArgs args = {
+      .x = x.data(), .x_stride = 16, .rows = 3, .row_list = nullptr, .parts = parts};
+  ASSERT_TRUE(ops().low_rank(args, stream()).ok());
+  Finish();
+  const std::vector<float> got = y.Read();
+  for (size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], got[i / 440 * 440 + i % 40]) << i;
+  parts[10].x_column = 1;
+  EXPECT_EQ(ops().low_rank(args, stream()).code(), absl::StatusCode::kInvalidArgument);
+  parts[10].x_column = 0;
+  parts[10].accumulate = true;
+  parts[10].base = x.data();
+  EXPECT_EQ(ops().low_rank(args, stream()).code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace morphserve::kernels::cuda
