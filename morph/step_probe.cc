@@ -27,9 +27,28 @@ StepBatch StepProbe::MakeBatch(const Lab& lab, const Step& step) const {
   return batch;
 }
 
-void StepProbe::EndRepeat() {
+// On a device a step is short, and replayed whole: pieces of it would cost more than they are.
+absl::StatusOr<bool> StepProbe::WholeStep(Lab& lab) {
   const Step& step = steps_[ms_.size()];
-  repeats_.push_back(pass_.busy_ms());
+  StepBatch batch = MakeBatch(lab, step);
+  if (!step.prefill) {
+    for (int32_t r = 0; r < step.rows; ++r) {
+      LogitRow row;
+      row.row = r;
+      row.sample.temperature = 0;
+      batch.logit_rows.push_back(row);
+    }
+  }
+  StepResult result;
+  const absl::Time begin = lab.clock->Now();
+  MS_RETURN_IF_ERROR(lab.runner->Run(batch, &result));
+  EndRepeat(absl::ToDoubleMilliseconds(lab.clock->Now() - begin));
+  return ms_.size() < steps_.size();
+}
+
+void StepProbe::EndRepeat(double ms) {
+  const Step& step = steps_[ms_.size()];
+  repeats_.push_back(ms);
   in_pass_ = false;
   const int32_t warm = step.warm ? 1 : 0;
   if (static_cast<int32_t>(repeats_.size()) < step.repeats + warm) return;
@@ -56,6 +75,7 @@ absl::StatusOr<bool> StepProbe::Piece(Lab& lab, absl::Time until) {
     filled_ = !units_.Fill(lab, bytes_.page, bytes_.slot);
     return true;
   }
+  if (lab.stream.cuda_stream != nullptr) return WholeStep(lab);
   if (!in_pass_) {
     pass_.Begin(lab, MakeBatch(lab, steps_[ms_.size()]));
     in_pass_ = true;
@@ -71,7 +91,7 @@ absl::StatusOr<bool> StepProbe::Piece(Lab& lab, absl::Time until) {
     MS_ASSIGN_OR_RETURN(const LabPass::Block block, pass_.Logits(lab, absl::InfiniteFuture()));
     if (block.count > 0) return true;
   }
-  EndRepeat();
+  EndRepeat(pass_.busy_ms());
   return ms_.size() < steps_.size();
 }
 

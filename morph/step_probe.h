@@ -44,7 +44,8 @@ class StepProbe {
 
  private:
   StepBatch MakeBatch(const Lab& lab, const Step& step) const;
-  void EndRepeat();
+  absl::StatusOr<bool> WholeStep(Lab& lab);
+  void EndRepeat(double ms);
 
   std::shared_ptr<const LayerPlan> plan_;
   std::vector<Step> steps_;
