@@ -2,6 +2,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/graph.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/units.h"
 
 namespace morphserve::kernels::cuda {
 namespace {
@@ -33,6 +34,11 @@ Graph::~Graph() = default;
 absl::Status Graph::BeginCapture(Stream) { return Absent(); }
 absl::StatusOr<Graph> Graph::EndCapture(Stream) { return Absent(); }
 absl::Status Graph::Launch(Stream) const { return Absent(); }
+absl::Status CopyUnits(std::byte*, std::span<const UnitMove>, Stream) { return Absent(); }
+absl::Status ZeroUnits(std::byte*, int32_t, int64_t, Stream) { return Absent(); }
+absl::Status FlagNonfiniteSlot(const SlotShape&, const std::byte*, int32_t, uint8_t*, Stream) {
+  return Absent();
+}
 int64_t DeviceMatrixBytes(const PackedMatrix&) { return 0; }
 absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix&, std::byte*, Stream) {
   return Absent();

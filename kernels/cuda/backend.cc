@@ -11,8 +11,15 @@ const Backend* CudaBackend() {
                                      .matmul = Matmul,
                                      .rms_norm = RmsNorm,
                                      .swiglu = SwiGlu,
+                                     .qk_rope_append = QkRopeAppend,
+                                     .attention = PagedAttention,
                                      .low_rank = LowRank,
-                                     .matmul_bytes = MatmulBytes};
+                                     .recurrent_mixer = RecurrentMixer,
+                                     .window_mixer = WindowMixer,
+                                     .matmul_bytes = MatmulBytes,
+                                     .attention_bytes = AttentionBytes,
+                                     .recurrent_bytes = RecurrentBytes,
+                                     .window_bytes = WindowBytes};
   return &kTable;
 }
 

@@ -1,5 +1,5 @@
-// A small arena of KV pages in the layout of kernels/qk_rope_append.h, filled through that
-// operation or element by element, with garbage (NaN) wherever nothing was written.
+// A small arena of KV pages in the layout of kernels/qk_rope_append.h or of another backend, filled
+// through that operation, with garbage (NaN) wherever nothing was written.
 #pragma once
 
 #include <bit>
@@ -22,10 +22,20 @@ inline double ValueOfF16(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -value : value;
 }
 
+// Index of element i of a position within the keys or the values of one head in a page.
+using PlaceInHeadFunction = int64_t (*)(KvDType type, bool is_key, int32_t head_dim, int32_t offset,
+                                        int32_t i);
+
+inline int64_t CpuPlaceInHead(KvDType, bool is_key, int32_t head_dim, int32_t offset, int32_t i) {
+  return is_key ? int64_t{i} * kPageTokens + offset : int64_t{offset} * head_dim + i;
+}
+
 class KvPages {
  public:
-  KvPages(KvDType type, int32_t kv_heads, int32_t head_dim, int32_t pages)
-      : type_(type),
+  KvPages(KvDType type, int32_t kv_heads, int32_t head_dim, int32_t pages,
+          PlaceInHeadFunction place = CpuPlaceInHead)
+      : place_(place),
+        type_(type),
         kv_heads_(kv_heads),
         head_dim_(head_dim),
         units_(static_cast<int32_t>((PageBytes(type, kv_heads, head_dim) + kArenaUnitBytes - 1) /
@@ -49,11 +59,12 @@ class KvPages {
 
   // Values as the cache holds them.
   double K(int32_t address, int32_t head, int32_t offset, int32_t i) {
-    return At(address, (int64_t{head} * head_dim_ + i) * kPageTokens + offset);
+    return At(address,
+              int64_t{head} * kPageTokens * head_dim_ + place_(type_, true, head_dim_, offset, i));
   }
   double V(int32_t address, int32_t head, int32_t offset, int32_t i) {
-    const int64_t k_count = int64_t{kv_heads_} * head_dim_ * kPageTokens;
-    return At(address, k_count + (int64_t{head} * kPageTokens + offset) * head_dim_ + i);
+    return At(address, int64_t{kv_heads_ + head} * kPageTokens * head_dim_ +
+                           place_(type_, false, head_dim_, offset, i));
   }
 
  private:
@@ -70,6 +81,7 @@ class KvPages {
     return static_cast<double>(std::bit_cast<float>(uint32_t{bits} << 16));
   }
 
+  PlaceInHeadFunction place_;
   KvDType type_;
   int32_t kv_heads_;
   int32_t head_dim_;

@@ -35,6 +35,12 @@ class Slots {
     return {start, start + bytes_};
   }
   std::vector<std::byte> All() { return {base(), base() + memory_.bytes()}; }
+  // Makes these the slots of a call; a call on a device is told how many bytes to take there.
+  template <class Args>
+  void Attach(Args* args) {
+    args->slot_base = base();
+    if constexpr (requires { args->slots; }) args->slots = {base(), base() + memory_.bytes()};
+  }
 
  private:
   int64_t bytes_;
@@ -111,7 +117,7 @@ MixerResult RunChunks(const Layer& layer, const std::vector<int32_t>& chunks, in
   MixerResult result;
   std::vector<float> scratch;
   typename Layer::Args args = layer.MakeArgs(&scratch, &result.out);
-  args.slot_base = slots.base();
+  slots.Attach(&args);
   MixerSegment segment = {.row_begin = first_row, .src_slot = slots.At(0), .dst_slot = slots.At(0)};
   for (int32_t rows : chunks) {
     segment.row_count = rows;

@@ -24,6 +24,39 @@ struct RecurrentOptions {
   OutputGate output_gate = OutputGate::kSilu;
 };
 
+// Every option at least once.
+inline std::vector<RecurrentOptions> AllRecurrentOptions() {
+  using enum RecurrentKind;
+  return {
+      {},
+      {.heads = 9, .dim = 64, .rotary = 64},
+      {.heads = 2, .dim = 96, .taps = 3, .rotary = 48, .qk_norm = QkNorm::kRms},
+      {.heads = 2,
+       .dim = 128,
+       .taps = 2,
+       .dtype = KvDType::kF32,
+       .rotary = 128,
+       .interleaved = true},
+      {.heads = 5, .dim = 40, .taps = 1, .dtype = KvDType::kBF16, .rotary = 40},
+      {.heads = 2, .dim = 7, .taps = 8, .silu = false, .rotary = 6, .qk_norm = QkNorm::kNone},
+      {.heads = 1, .dim = 1, .taps = 0, .rotary = 0, .output_gate = OutputGate::kSigmoid},
+      {.kind = kLightning,
+       .heads = 4,
+       .dim = 64,
+       .taps = 0,
+       .rotary = 64,
+       .qk_norm = QkNorm::kNone,
+       .per_head_norm = false,
+       .output_gate = OutputGate::kSigmoid},
+      {.kind = kLightning, .heads = 2, .dim = 33, .taps = 4, .dtype = KvDType::kF32, .rotary = 0},
+      {.heads = 1, .dim = 256, .taps = 5, .rotary = 256, .per_head_norm = false},
+  };
+}
+
+inline std::string Name(const RecurrentOptions& o) {
+  return "d " + std::to_string(o.dim) + " taps " + std::to_string(o.taps);
+}
+
 // Parameters of a layer and the inputs of one sequence.
 struct RecurrentLayer {
   using Args = RecurrentMixerArgs;

@@ -12,73 +12,14 @@ namespace {
 using Options = WindowOptions;
 using Layer = WindowLayer;
 
-std::vector<Options> AllOptions() {
-  return {
-      {},
-      {.heads = 9, .kv_heads = 3, .dim = 64, .window = 128, .rotary = 64},
-      {.heads = 4,
-       .kv_heads = 4,
-       .dim = 40,
-       .window = 16,
-       .sinks = 0,
-       .dtype = KvDType::kF32,
-       .rotary = 40,
-       .interleaved = true,
-       .gate = false},
-      {.heads = 4,
-       .kv_heads = 2,
-       .dim = 96,
-       .window = 50,
-       .sinks = 50,
-       .dtype = KvDType::kBF16,
-       .rotary = 48,
-       .norm = true},
-      {.heads = 2,
-       .kv_heads = 1,
-       .dim = 128,
-       .window = 64,
-       .sinks = 16,
-       .dtype = KvDType::kF32,
-       .rotary = 128,
-       .accumulate = true},
-      {.heads = 30,
-       .kv_heads = 1,
-       .dim = 7,
-       .window = 1,
-       .sinks = 1,
-       .dtype = KvDType::kF32,
-       .rotary = 6},
-      {.heads = 1,
-       .kv_heads = 1,
-       .dim = 256,
-       .window = 500,
-       .sinks = 3,
-       .dtype = KvDType::kF32,
-       .rotary = 0,
-       .gate = false,
-       .accumulate = true},
-      {.heads = 3, .kv_heads = 3, .dim = 1, .window = 5, .sinks = 2, .rotary = 0},
-  };
-}
-
-std::string Name(const Options& o) {
-  return "d " + std::to_string(o.dim) + " window " + std::to_string(o.window);
-}
-
-// Keys are rounded to the cache type: where f32 falls on the other side of a tie than fp64, one
-// unit in the last place of a key shows.
-double Bound(KvDType type) {
-  return type == KvDType::kF32 ? 1e-6 : type == KvDType::kF16 ? 5e-5 : 5e-4;
-}
-
 TEST(WindowMixerTest, AgreesWithTheOracleForEveryOptionOnEveryTarget) {
-  for (const Options& options : AllOptions()) {
+  for (const Options& options : AllWindowOptions()) {
     const Layer layer(options, 150);
     const Doubles expected = layer.Expected();
     MixerResult fused;
     ForEachTarget([&](const std::string& target, bool has_fma) {
       const MixerResult result = RunChunks(layer, {layer.length});
-      EXPECT_LT(RelativeError(result.out, expected), Bound(options.dtype))
+      EXPECT_LT(RelativeError(result.out, expected), WindowBound(options.dtype))
           << target << " " << Name(options);
       if (!has_fma) return;
       if (fused.out.empty()) fused = result;
@@ -88,7 +29,7 @@ TEST(WindowMixerTest, AgreesWithTheOracleForEveryOptionOnEveryTarget) {
 }
 
 TEST(WindowMixerTest, ASequenceHasTheSameBitsHoweverItIsCut) {
-  for (const Options& options : AllOptions()) {
+  for (const Options& options : AllWindowOptions()) {
     const Layer layer(options, 200);
     const MixerResult whole = RunChunks(layer, {layer.length});
     for (const auto& cut : Cuts(layer.length)) {

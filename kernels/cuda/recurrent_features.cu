@@ -1,0 +1,141 @@
+// What surrounds the recurrence of chunks: convolution, activation, rotation, norms and gates
+// before it, one warp a row and head; what the convolution remembers; norm and gate of the outputs.
+#include "kernels/cuda/error.h"
+#include "kernels/cuda/recurrent_launch.h"
+#include "kernels/cuda/recurrent_steps.cuh"
+
+namespace morphserve::kernels::cuda {
+namespace {
+
+constexpr int kRowsPerBlock = 8;
+constexpr int kThreads = kRowsPerBlock * kWarp;
+
+// Block (8 rows, head, segment).
+template <typename T>
+__global__ void FeaturesKernel(const RecurrentWork work, int padded) {
+  __shared__ float shared[kRowsPerBlock][kHeadDimMax];
+  const RecurrentMixerArgs& args = work.args;
+  const MixerSegment segment = args.segments[blockIdx.z];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int r = static_cast<int>(blockIdx.x) * kRowsPerBlock + warp;
+  if (segment.row_count < 2 || IsPadding(segment) || r >= segment.row_count) return;
+  const int head = static_cast<int>(blockIdx.y), d = args.shape.head_dim;
+  const int64_t row = RowOf(args.row_list, segment, r);
+  const int64_t place = segment.row_begin + r;
+  float* const x = shared[warp];
+  for (int part = 0; part < 3; ++part) {
+    const int64_t first = (static_cast<int64_t>(part) * args.shape.heads + head) * d;
+    for (int i = lane; i < d; i += kWarp) x[i] = Convolved<T>(work, segment, r, first + i);
+    __syncwarp();
+    if (part < 2) PrepareHead(args, x, row);
+    float* const to =
+        work.features +
+        ((static_cast<int64_t>(part) * args.shape.heads + head) * work.places + place) * padded;
+    for (int i = lane; i < padded; i += kWarp) to[i] = i < d ? x[i] : 0.0f;
+    __syncwarp();  // x is read before the next part is written.
+  }
+  if (lane == 0) work.gates[head * work.places + place] = GatesOf(args, row, head);
+}
+
+// Block (256 channels, segment).
+template <typename T>
+__global__ void RememberKernel(const RecurrentWork work) {
+  const MixerSegment segment = work.args.segments[blockIdx.y];
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t channels = int64_t{3} * work.args.shape.heads * work.args.shape.head_dim;
+  if (segment.row_count < 2 || IsPadding(segment) || c >= channels) return;
+  RememberInputs<T>(work, segment, c);
+}
+
+// Block (8 rows, head, segment), a warp a row: norm over the head; zeros for padding.
+__global__ void FinishHeadsKernel(const RecurrentWork work) {
+  __shared__ float shared[kRowsPerBlock][kHeadDimMax];
+  const RecurrentMixerArgs& args = work.args;
+  const MixerSegment segment = args.segments[blockIdx.z];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int r = static_cast<int>(blockIdx.x) * kRowsPerBlock + warp;
+  if (segment.row_count < 2 || r >= segment.row_count) return;
+  const int64_t row = RowOf(args.row_list, segment, r);
+  if (row < 0) return;
+  const int d = args.shape.head_dim;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * d;
+  float* const out = args.out + row * args.out_stride + first;
+  float* const o = shared[warp];
+  for (int i = lane; i < d; i += kWarp) o[i] = IsPadding(segment) ? 0.0f : out[i];
+  __syncwarp();
+  if (IsPadding(segment)) {
+    for (int i = lane; i < d; i += kWarp) out[i] = 0;
+    return;
+  }
+  const float inverse = 1.0f / sqrtf(SquaresOfHead(o, d) / static_cast<float>(d) + args.eps);
+  for (int i = lane; i < d; i += kWarp) {
+    out[i] = Finished(args, row, first + i, o[i], inverse);
+    if (!isfinite(out[i]) && args.nonfinite != nullptr) args.nonfinite[blockIdx.z] = 1;
+  }
+}
+
+// Block (row, segment): norm over all heads, of decode rows too.
+__global__ void FinishRowsKernel(const RecurrentWork work) {
+  __shared__ float shared[kWarp + 1];
+  const RecurrentMixerArgs& args = work.args;
+  const MixerSegment segment = args.segments[blockIdx.y];
+  const int r = static_cast<int>(blockIdx.x);
+  if (r >= segment.row_count) return;
+  const int64_t row = RowOf(args.row_list, segment, r);
+  if (row < 0) return;
+  const int width = args.shape.heads * args.shape.head_dim;
+  float* const out = args.out + row * args.out_stride;
+  if (IsPadding(segment)) {
+    for (int i = threadIdx.x; i < width; i += kThreads) out[i] = 0;
+    return;
+  }
+  float squares = 0;
+  for (int i = threadIdx.x; i < width; i += kThreads) squares += out[i] * out[i];
+  const float mean = BlockSum(squares, shared) / static_cast<float>(width);
+  const float inverse = 1.0f / sqrtf(mean + args.eps);
+  for (int i = threadIdx.x; i < width; i += kThreads) {
+    out[i] = Finished(args, row, i, out[i], inverse);
+    if (!isfinite(out[i]) && args.nonfinite != nullptr) args.nonfinite[blockIdx.y] = 1;
+  }
+}
+
+dim3 RowBlocks(const RecurrentWork& work) {
+  return dim3(static_cast<unsigned>((work.args.rows_max + kRowsPerBlock - 1) / kRowsPerBlock),
+              static_cast<unsigned>(work.args.shape.heads),
+              static_cast<unsigned>(work.args.segments.size()));
+}
+
+}  // namespace
+
+absl::Status LaunchRecurrentFeatures(const RecurrentWork& work, void* stream) {
+  WithCacheType(work.args.shape.dtype, [&](auto type) {
+    FeaturesKernel<decltype(type)>
+        <<<RowBlocks(work), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+            work, PaddedDim(work.args.shape.head_dim));
+  });
+  return LaunchStatus("RecurrentMixer, features");
+}
+
+absl::Status LaunchRecurrentRemember(const RecurrentWork& work, void* stream) {
+  if (work.args.shape.conv_taps <= 1) return absl::OkStatus();
+  const int channels = 3 * work.args.shape.heads * work.args.shape.head_dim;
+  const dim3 grid(static_cast<unsigned>((channels + kThreads - 1) / kThreads),
+                  static_cast<unsigned>(work.args.segments.size()));
+  WithCacheType(work.args.shape.dtype, [&](auto type) {
+    RememberKernel<decltype(type)><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(work);
+  });
+  return LaunchStatus("RecurrentMixer, inputs");
+}
+
+absl::Status LaunchRecurrentFinish(const RecurrentWork& work, void* stream) {
+  if (work.args.per_head_norm) {
+    FinishHeadsKernel<<<RowBlocks(work), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(work);
+  } else {
+    const dim3 grid(static_cast<unsigned>(work.args.rows_max),
+                    static_cast<unsigned>(work.args.segments.size()));
+    FinishRowsKernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(work);
+  }
+  return LaunchStatus("RecurrentMixer, outputs");
+}
+
+}  // namespace morphserve::kernels::cuda

@@ -1,0 +1,48 @@
+// The launchers of the recurrent mixer's kernels, and the sizes that they are compiled for.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "absl/status/status.h"
+
+namespace morphserve::kernels::cuda {
+
+struct ChunkParts;
+struct RecurrentWork;
+
+// Head sizes that have kernels; others run in the next one, guarded.
+constexpr int32_t PaddedDim(int32_t head_dim) {
+  return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256;
+}
+
+// f(the padded size, whether it is the size), both as types with a `value`.
+template <typename F>
+auto WithPaddedDim(int32_t head_dim, F&& f) {
+  const auto with_exact = [&](auto pad) {
+    return head_dim == pad.value ? f(pad, std::true_type()) : f(pad, std::false_type());
+  };
+  switch (PaddedDim(head_dim)) {
+    case 64: return with_exact(std::integral_constant<int, 64>());
+    case 128: return with_exact(std::integral_constant<int, 128>());
+    default: return with_exact(std::integral_constant<int, 256>());
+  }
+}
+
+// Segments of one row, from the inputs to the outputs, but without the norm over all heads.
+absl::Status LaunchRecurrentDecode(const RecurrentWork& work, void* stream);
+// Segments of more rows, outputs before the norm, in the chunked form: what each chunk needs, and
+// the walk over the chunks.
+absl::Status LaunchRecurrentChunks(const RecurrentWork& work, const ChunkParts& parts,
+                                   void* stream);
+absl::Status LaunchRecurrentChunkScan(const RecurrentWork& work, const ChunkParts& parts,
+                                      void* stream);
+// And token by token: prepared q, k, v and gates, and the recurrence.
+absl::Status LaunchRecurrentFeatures(const RecurrentWork& work, void* stream);
+absl::Status LaunchRecurrentScan(const RecurrentWork& work, void* stream);
+// What the convolution remembers of them.
+absl::Status LaunchRecurrentRemember(const RecurrentWork& work, void* stream);
+// Norm and gate of all rows that have none yet.
+absl::Status LaunchRecurrentFinish(const RecurrentWork& work, void* stream);
+
+}  // namespace morphserve::kernels::cuda

@@ -1,0 +1,122 @@
+// The mixers on the device: what the suite of the CPU's tests asks about segments, slots and emits,
+// and agreement with the fp64 oracles for every option, every cut into chunks, and the gates and
+// keys that break chunked forms. Repeated calls give the same bits.
+#include "tests/kernels/cuda/mixer_cuda_fixture.h"
+#include "tests/kernels/mixer_segments_suite.h"
+
+namespace morphserve::kernels {
+
+using CudaLayers = testing::Types<cuda::CudaRecurrentLayer, cuda::CudaWindowLayer>;
+INSTANTIATE_TYPED_TEST_SUITE_P(Cuda, MixerSegmentsTest, CudaLayers);
+
+namespace cuda {
+namespace {
+
+using MixersCudaTest = CudaTest;
+
+// Of token by token, in f32.
+constexpr double kTokenBound = 1e-4;
+
+// As the launcher decides.
+bool IsChunked(const RecurrentOptions& o) {
+  return o.dim >= 32 && o.dim <= 128 &&
+         (o.kind == RecurrentKind::kLightning || o.qk_norm == QkNorm::kL2);
+}
+
+// The state in the order of the oracle: the device keeps [head][value][key].
+std::vector<float> StateOf(const MixerResult& result, const RecurrentLayer& layer) {
+  const auto d = static_cast<size_t>(layer.options.dim);
+  std::vector<float> stored(layer.width * d), state(layer.width * d);
+  std::memcpy(stored.data(), result.slot.data(), stored.size() * sizeof(float));
+  for (size_t i = 0; i < stored.size(); ++i) {
+    const size_t head = i / (d * d), value = i / d % d, key = i % d;
+    state[(head * d + key) * d + value] = stored[i];
+  }
+  return state;
+}
+
+// What a layer must give, computed once.
+struct Expected {
+  explicit Expected(const CudaRecurrentLayer& layer) {
+    reference::Recurrent oracle = layer.Oracle();
+    out = layer.Expected(&oracle);
+    state = oracle.state;
+  }
+  void Check(const CudaRecurrentLayer& layer, const MixerResult& result, double bound,
+             const std::string& what) const {
+    EXPECT_LT(RelativeError(result.out, out), bound) << what;
+    EXPECT_LT(RelativeError(StateOf(result, layer), state), bound) << what;
+  }
+  Doubles out, state;
+};
+
+TEST_F(MixersCudaTest, TheRecurrentMixerAgreesWithTheOracleHoweverASequenceIsCut) {
+  for (const RecurrentOptions& options : AllRecurrentOptions()) {
+    // Keys that are not normed make states grow beyond f32 in longer sequences.
+    const CudaRecurrentLayer layer(options, IsChunked(options) ? 140 : 70);
+    const Expected expected(layer);
+    for (const auto& cut : Cuts(layer.length)) {
+      const MixerResult result = RunChunks(layer, cut);
+      const bool is_chunked = *std::max_element(cut.begin(), cut.end()) > 1 && IsChunked(options);
+      expected.Check(layer, result, is_chunked ? CudaRecurrentLayer::kBound : kTokenBound,
+                     Name(options) + " from chunks of " + std::to_string(cut[0]));
+      if (cut[0] == 1) continue;
+      EXPECT_TRUE(Same(result, RunChunks(layer, cut))) << Name(options);
+    }
+  }
+}
+
+TEST_F(MixersCudaTest, TheRecurrentMixerIsRightAtTheEndsOfTheGates) {
+  const auto check = [](const std::string& what, auto&& change, double factor = 1) {
+    CudaRecurrentLayer layer(RecurrentOptions{.dim = 64, .rotary = 64}, 130);
+    change(layer);
+    const Expected expected(layer);
+    expected.Check(layer, RunChunks(layer, ChunksOf(layer.length, 100)),
+                   factor * CudaRecurrentLayer::kBound, what);
+    expected.Check(layer, RunChunks(layer, ChunksOf(layer.length, 1)), kTokenBound, what);
+  };
+  const auto fill = [](std::vector<float>& values, float value) {
+    std::fill(values.begin(), values.end(), value);
+  };
+  check("g = 0", [&](RecurrentLayer& l) { fill(l.a_log, -200); });
+  check("g = -20", [&](RecurrentLayer& l) {
+    fill(l.a_log, 0);
+    fill(l.dt_bias, 0);
+    fill(l.a, 20);
+  });
+  check("softplus is linear and exp(g) zero", [&](RecurrentLayer& l) { fill(l.a, 300); });
+  check("beta = 0", [&](RecurrentLayer& l) { fill(l.b, -2000); });
+  check("beta = 1", [&](RecurrentLayer& l) { fill(l.b, 200); });
+  // All of a token lies in one direction, where roundings of operands do not average out.
+  check(
+      "identical keys, g = 0, beta = 1",
+      [&](RecurrentLayer& l) {
+        fill(l.a_log, -200);
+        fill(l.b, 200);
+        for (size_t row = 0; row < 130; ++row) {
+          std::copy_n(l.qkv.begin() + static_cast<std::ptrdiff_t>(l.width), l.width,
+                      l.qkv.begin() + static_cast<std::ptrdiff_t>((3 * row + 1) * l.width));
+        }
+      },
+      2);
+  check("zero rows", [&](RecurrentLayer& l) {
+    std::fill_n(l.qkv.begin() + static_cast<std::ptrdiff_t>(30 * l.width), 90 * l.width, 0.0f);
+  });
+}
+
+TEST_F(MixersCudaTest, TheWindowMixerAgreesWithTheOracleHoweverASequenceIsCut) {
+  for (const WindowOptions& options : AllWindowOptions()) {
+    const CudaWindowLayer layer(options, 140);
+    const MixerResult whole = RunChunks(layer, {layer.length});
+    EXPECT_LT(RelativeError(whole.out, layer.Expected()), 2 * WindowBound(options.dtype))
+        << Name(options);
+    for (const auto& cut : Cuts(layer.length)) {
+      EXPECT_TRUE(Same(whole, RunChunks(layer, cut)))
+          << Name(options) << " from chunks of " << cut[0];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace morphserve::kernels
