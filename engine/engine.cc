@@ -199,8 +199,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
                                  &parts.device, parts.pool.get()));
   parts.model = model.get();
   parts.tokenizer = std::move(checkpoint.tokenizer);
-  parts.runner = MakeRunner(place, std::move(model), parts.arena->base(), parts.pool.get(),
-                            CountPieces(parts.tokenizer.get(), config.vocab));
+  MS_ASSIGN_OR_RETURN(parts.runner,
+                      MakeRunner(place, std::move(model), parts.arena->base(), parts.pool.get(),
+                                 CountPieces(parts.tokenizer.get(), config.vocab)));
   parts.cost = std::make_unique<StepCost>();
   // Both branch kinds of every layer are tried, whatever the plans of the start use.
   std::vector<std::shared_ptr<const LayerPlan>> tried = {parts.plans->active()};

@@ -37,15 +37,16 @@ std::unique_ptr<UnitMemory> MakeUnitMemory(const DevicePlace& place, std::byte* 
   return std::make_unique<CudaUnitMemory>(arena, slot, place.stream(nullptr));
 }
 
-std::unique_ptr<ModelRunner> MakeRunner(const DevicePlace& place,
-                                        std::unique_ptr<HybridModel> model, std::byte* arena,
-                                        kernels::cpu::ThreadPool* pool, int32_t pieces) {
-  const int32_t logit_rows = model->limits().logit_rows;
-  if (!place.on_device()) {
-    return std::make_unique<CpuRunner>(std::move(model), arena, pool, pieces, logit_rows);
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeRunner(const DevicePlace& place,
+                                                        std::unique_ptr<HybridModel> model,
+                                                        std::byte* arena,
+                                                        kernels::cpu::ThreadPool* pool,
+                                                        int32_t pieces) {
+  if (place.on_device()) {
+    return CudaRunner::Create(std::move(model), arena, place.stream(pool), pieces);
   }
-  return std::make_unique<CudaRunner>(std::move(model), arena, place.stream(pool), pool, pieces,
-                                      logit_rows);
+  const int32_t logit_rows = model->limits().logit_rows;
+  return std::make_unique<CpuRunner>(std::move(model), arena, pool, pieces, logit_rows);
 }
 
 }  // namespace morphserve

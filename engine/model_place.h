@@ -26,8 +26,10 @@ std::unique_ptr<UnitMemory> MakeUnitMemory(const DevicePlace& place, std::byte* 
                                            const kernels::SlotShape& slot);
 
 // `pieces` is the number of ids that have a token.
-std::unique_ptr<ModelRunner> MakeRunner(const DevicePlace& place,
-                                        std::unique_ptr<HybridModel> model, std::byte* arena,
-                                        kernels::cpu::ThreadPool* pool, int32_t pieces);
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeRunner(const DevicePlace& place,
+                                                        std::unique_ptr<HybridModel> model,
+                                                        std::byte* arena,
+                                                        kernels::cpu::ThreadPool* pool,
+                                                        int32_t pieces);
 
 }  // namespace morphserve

@@ -27,7 +27,11 @@ absl::StatusOr<std::unique_ptr<HybridModel>> HybridModel::Create(
   model->stream_ = stream;
   model->stage_ = std::move(stage);
   const RopeTable rope = MakeRopeTable(config.rope);
-  model->rope_frequency_ = rope.inverse_frequency;
+  const auto bytes = static_cast<int64_t>(rope.inverse_frequency.size() * sizeof(float));
+  MS_ASSIGN_OR_RETURN(model->rope_frequency_,
+                      BackendMemory::Allocate(model->buffers_.place, std::max<int64_t>(bytes, 64)));
+  MS_RETURN_IF_ERROR(
+      model->stage_->Put(model->rope_frequency_.data(), rope.inverse_frequency.data(), bytes));
   model->rope_magnitude_ = rope.magnitude;
   model->context_ = {.config = &model->config_,
                      .branches = shape,
@@ -215,7 +219,7 @@ absl::Status HybridModel::Begin(const StepBatch& batch, std::byte* arena_base, i
 absl::Status HybridModel::Rope() {
   return backend_->rope_rows({.positions = stage_->positions(),
                               .rows = everything_.count,
-                              .frequency = rope_frequency_.data(),
+                              .frequency = reinterpret_cast<const float*>(rope_frequency_.data()),
                               .half = config_.rope.rotary_dim / 2,
                               .magnitude = rope_magnitude_,
                               .cos = buffers_.cos,
@@ -276,7 +280,7 @@ absl::StatusOr<float*> HybridModel::LogitsOf(const float* stream, int32_t count)
   constexpr auto kFloat = static_cast<int64_t>(sizeof(float));
   MS_RETURN_IF_ERROR(stage_->Put(buffers_.picked, stream, count * kFloat * config_.hidden));
   MS_ASSIGN_OR_RETURN(float* logits, LogitsOfPicked(count));
-  if (!buffers_.on_device) return logits;
+  if (buffers_.place == MemoryPlace::kHost) return logits;
   host_logits_.resize(static_cast<size_t>(count) * static_cast<size_t>(config_.vocab));
   MS_RETURN_IF_ERROR(stage_->Get(host_logits_.data(), logits, count * kFloat * config_.vocab));
   return host_logits_.data();

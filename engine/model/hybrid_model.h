@@ -93,7 +93,7 @@ class HybridModel {
   const kernels::Backend* backend_ = nullptr;
   kernels::Stream stream_;
   std::unique_ptr<StepStage> stage_;
-  Parameter rope_frequency_;
+  BackendMemory rope_frequency_;  // [rotary_dim / 2] floats
   float rope_magnitude_ = 1;
   ModelBuffers buffers_;
   LayerContext context_;

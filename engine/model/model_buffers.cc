@@ -112,10 +112,8 @@ absl::StatusOr<ModelBuffers> ModelBuffers::Create(const ModelConfig& config,
   ModelBuffers buffers;
   const int32_t threads = stream.pool == nullptr ? 1 : stream.pool->threads();
   const int64_t bytes = Bytes(config, branches, kv_dtype, limits, backend, threads);
-  buffers.on_device = stream.cuda_stream != nullptr;
-  MS_ASSIGN_OR_RETURN(buffers.memory,
-                      BackendMemory::Allocate(
-                          buffers.on_device ? MemoryPlace::kDevice : MemoryPlace::kHost, bytes));
+  buffers.place = stream.cuda_stream != nullptr ? MemoryPlace::kDevice : MemoryPlace::kHost;
+  MS_ASSIGN_OR_RETURN(buffers.memory, BackendMemory::Allocate(buffers.place, bytes));
   MS_CHECK(Cut(config, branches, kv_dtype, limits, backend, threads, buffers.memory.data(),
                &buffers) == bytes);
   return buffers;

@@ -47,7 +47,7 @@ struct ModelBuffers {
   int64_t mixer_workspace_bytes = 0;
 
   BackendMemory memory;
-  bool on_device = false;
+  MemoryPlace place = MemoryPlace::kHost;
 
   // `branches` is null for a dense model; `threads` is the CPU's.
   static int64_t Bytes(const ModelConfig& config, const BranchesConfig* branches, KvDType kv_dtype,

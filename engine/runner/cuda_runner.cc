@@ -2,54 +2,68 @@
 
 #include <algorithm>
 #include <numeric>
-#include <span>
 #include <utility>
 
 #include "engine/base/status_macros.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/graph.h"
 
 namespace morphserve {
 
-CudaRunner::CudaRunner(std::unique_ptr<HybridModel> model, std::byte* arena_base,
-                       kernels::Stream stream, kernels::cpu::ThreadPool* pool, int32_t pieces,
-                       int32_t logit_rows_max)
-    : model_(std::move(model)),
-      arena_base_(arena_base),
-      stream_(stream),
-      logit_rows_max_(logit_rows_max),
-      sampler_(pool, pieces) {}
+absl::StatusOr<std::unique_ptr<CudaRunner>> CudaRunner::Create(std::unique_ptr<HybridModel> model,
+                                                               std::byte* arena_base,
+                                                               kernels::Stream stream,
+                                                               int32_t pieces) {
+  std::unique_ptr<CudaRunner> runner(new CudaRunner(std::move(model), arena_base, stream));
+  MS_ASSIGN_OR_RETURN(runner->sampler_, kernels::cuda::DeviceSampler::Create(
+                                            {.rows_max = runner->model_->limits().logit_rows,
+                                             .vocab = runner->model_->config().vocab,
+                                             .piece_count = pieces}));
+  return runner;
+}
 
 absl::Status CudaRunner::Run(const StepBatch& batch, StepResult* result) {
   result->samples.assign(batch.logit_rows.size(), {});
   StepShape shape;
   const bool decode = ShapeOfDecode(batch, model_->limits(), model_->config().layers, &shape);
-  MS_RETURN_IF_ERROR(decode ? Replay(batch, shape, result) : RunEagerly(batch, result));
+  if (decode) {
+    MS_RETURN_IF_ERROR(Replay(batch, shape));
+  } else {
+    MS_RETURN_IF_ERROR(RunEagerly(batch, result));
+  }
   MS_RETURN_IF_ERROR(model_->Finish());
   result->nonfinite = model_->nonfinite();
+  const auto block = static_cast<size_t>(model_->limits().logit_rows);
+  const size_t count = batch.logit_rows.size();
+  if (count > 0) Collect((count - 1) / block * block, result);
   return absl::OkStatus();
 }
 
+// Leaves the last block of logit rows to be collected.
 absl::Status CudaRunner::RunEagerly(const StepBatch& batch, StepResult* result) {
   MS_RETURN_IF_ERROR(model_->Forward(batch, arena_base_));
+  const auto most = static_cast<size_t>(model_->limits().logit_rows);
   const size_t count = batch.logit_rows.size();
-  for (size_t first = 0; first < count; first += static_cast<size_t>(logit_rows_max_)) {
-    const size_t block = std::min(count - first, static_cast<size_t>(logit_rows_max_));
+  for (size_t first = 0; first < count; first += most) {
+    const size_t block = std::min(count - first, most);
     rows_.clear();
     for (size_t i = 0; i < block; ++i) rows_.push_back(batch.logit_rows[first + i].row);
     MS_ASSIGN_OR_RETURN(const float* logits,
                         model_->Logits(rows_.data(), static_cast<int32_t>(block)));
-    MS_RETURN_IF_ERROR(Sample(batch, first, block, logits, result));
+    MS_RETURN_IF_ERROR(Sample(batch, first, block, logits));
+    if (first + block == count) break;
+    MS_RETURN_IF_ERROR(kernels::cuda::Synchronize(stream_));
+    Collect(first, result);
   }
   return absl::OkStatus();
 }
 
-absl::Status CudaRunner::Replay(const StepBatch& batch, const StepShape& shape,
-                                StepResult* result) {
+absl::Status CudaRunner::Replay(const StepBatch& batch, const StepShape& shape) {
   MS_RETURN_IF_ERROR(model_->Stage(batch, arena_base_, shape.rows, shape.kv_len_max));
   StepGraphs::Entry* entry = graphs_.Find(shape, model_->stage_generation());
   if (entry->graph.empty()) MS_RETURN_IF_ERROR(Record(shape, entry));
   MS_RETURN_IF_ERROR(entry->graph.Launch(stream_));
-  return Sample(batch, 0, batch.logit_rows.size(), entry->logits, result);
+  return Sample(batch, 0, batch.logit_rows.size(), entry->logits);
 }
 
 absl::Status CudaRunner::Record(const StepShape& shape, StepGraphs::Entry* entry) {
@@ -71,14 +85,19 @@ absl::Status CudaRunner::Record(const StepShape& shape, StepGraphs::Entry* entry
 }
 
 absl::Status CudaRunner::Sample(const StepBatch& batch, size_t first, size_t count,
-                                const float* logits, StepResult* result) {
-  const int32_t vocab = model_->config().vocab;
-  logits_.resize(count * static_cast<size_t>(vocab));
-  MS_RETURN_IF_ERROR(
-      model_->ToHost(logits_.data(), logits, static_cast<int64_t>(logits_.size() * sizeof(float))));
-  sampler_.Sample(std::span(batch.logit_rows).subspan(first, count), logits_.data(), vocab,
-                  std::span(result->samples).subspan(first, count));
-  return absl::OkStatus();
+                                const float* logits) {
+  sample_rows_.clear();
+  for (size_t i = 0; i < count; ++i) {
+    const LogitRow& row = batch.logit_rows[first + i];
+    sample_rows_.push_back({.args = row.sample, .score_token = row.score_token});
+  }
+  return sampler_->Enqueue(sample_rows_, logits, model_->config().vocab, stream_);
+}
+
+void CudaRunner::Collect(size_t first, StepResult* result) {
+  sampler_->Results(&sampled_);
+  std::move(sampled_.begin(), sampled_.end(),
+            result->samples.begin() + static_cast<std::ptrdiff_t>(first));
 }
 
 }  // namespace morphserve

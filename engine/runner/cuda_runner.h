@@ -3,37 +3,43 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "engine/model/hybrid_model.h"
-#include "engine/runner/host_sampler.h"
 #include "engine/runner/model_runner.h"
 #include "engine/runner/step_graphs.h"
+#include "kernels/cuda/sample.h"
 
 namespace morphserve {
 
 class CudaRunner final : public ModelRunner {
  public:
-  // Borrows pool and arena. `pieces` is the number of ids that have a token (rows of the head past
-  // it are never sampled).
-  CudaRunner(std::unique_ptr<HybridModel> model, std::byte* arena_base, kernels::Stream stream,
-             kernels::cpu::ThreadPool* pool, int32_t pieces, int32_t logit_rows_max);
+  // Borrows the arena. `pieces` is the number of ids that have a token (rows of the head past it
+  // are never sampled).
+  static absl::StatusOr<std::unique_ptr<CudaRunner>> Create(std::unique_ptr<HybridModel> model,
+                                                            std::byte* arena_base,
+                                                            kernels::Stream stream, int32_t pieces);
 
   absl::Status Run(const StepBatch& batch, StepResult* result) override;
 
  private:
+  CudaRunner(std::unique_ptr<HybridModel> model, std::byte* arena_base, kernels::Stream stream)
+      : model_(std::move(model)), arena_base_(arena_base), stream_(stream) {}
   absl::Status RunEagerly(const StepBatch& batch, StepResult* result);
-  absl::Status Replay(const StepBatch& batch, const StepShape& shape, StepResult* result);
+  absl::Status Replay(const StepBatch& batch, const StepShape& shape);
   absl::Status Record(const StepShape& shape, StepGraphs::Entry* entry);
-  absl::Status Sample(const StepBatch& batch, size_t first, size_t count, const float* logits,
-                      StepResult* result);
+  // Puts the sampling of logit rows [first, first + count) into the stream.
+  absl::Status Sample(const StepBatch& batch, size_t first, size_t count, const float* logits);
+  // Takes what was sampled, from row `first` on; the stream is done.
+  void Collect(size_t first, StepResult* result);
 
   std::unique_ptr<HybridModel> model_;
   std::byte* const arena_base_;
   const kernels::Stream stream_;
-  const int32_t logit_rows_max_;
-  HostSampler sampler_;
-  std::vector<float> logits_;
+  std::unique_ptr<kernels::cuda::DeviceSampler> sampler_;
+  std::vector<kernels::cuda::SampleRow> sample_rows_;
+  std::vector<kernels::SampleResult> sampled_;
   std::vector<int32_t> rows_;
   StepGraphs graphs_;
 };

@@ -1,7 +1,6 @@
 #include "engine/runner/cuda_unit_memory.h"
 
-#include "engine/runner/slot_check.h"
-#include "kernels/cuda/device.h"
+#include <utility>
 
 namespace morphserve {
 
@@ -9,13 +8,13 @@ namespace cuda = kernels::cuda;
 
 // Faults are sticky on a device: the next step reports what is dropped here.
 void CudaUnitMemory::Copy(std::span<const UnitCopy> copies) {
-  for (const UnitCopy& copy : copies) {
-    cuda::CopyOnDevice(At(copy.to), At(copy.from), copy.bytes, stream_).IgnoreError();
-  }
+  moves_.clear();
+  for (const UnitCopy& copy : copies) moves_.push_back({copy.from, copy.to, copy.bytes});
+  cuda::CopyUnits(base_, moves_, stream_).IgnoreError();
 }
 
 void CudaUnitMemory::Zero(UnitAddress unit, int64_t bytes) {
-  cuda::FillBytes(At(unit), 0, bytes, stream_).IgnoreError();
+  cuda::ZeroUnits(base_, unit, bytes, stream_).IgnoreError();
 }
 
 void CudaUnitMemory::Read(UnitAddress unit, std::span<std::byte> to) {
@@ -31,12 +30,15 @@ void CudaUnitMemory::Write(UnitAddress unit, std::span<const std::byte> from) {
 }
 
 bool CudaUnitMemory::SlotIsFinite(UnitAddress unit) {
-  slot_.resize(static_cast<size_t>(kernels::MakeSlotLayout(shape_).bytes));
-  if (!cuda::CopyToHost(slot_.data(), At(unit), static_cast<int64_t>(slot_.size()), stream_).ok() ||
-      !cuda::Synchronize(stream_).ok()) {
-    return false;
+  if (flag_.data() == nullptr) {
+    absl::StatusOr<cuda::PinnedMemory> flag = cuda::PinnedMemory::Allocate(64);
+    if (!flag.ok()) return false;
+    flag_ = *std::move(flag);
   }
-  return SlotBytesAreFinite(slot_.data(), shape_);
+  auto* flag = reinterpret_cast<uint8_t*>(flag_.data());
+  *flag = 0;
+  return cuda::FlagNonfiniteSlot(shape_, base_, unit, flag, stream_).ok() &&
+         cuda::Synchronize(stream_).ok() && *flag == 0;
 }
 
 }  // namespace morphserve

@@ -7,6 +7,8 @@
 
 #include "engine/cache/unit_memory.h"
 #include "kernels/common/stream.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/units.h"
 #include "kernels/slot_layout.h"
 
 namespace morphserve {
@@ -29,7 +31,8 @@ class CudaUnitMemory final : public UnitMemory {
   std::byte* const base_;
   const kernels::SlotShape shape_;
   const kernels::Stream stream_;
-  std::vector<std::byte> slot_;  // Of SlotIsFinite.
+  std::vector<kernels::cuda::UnitMove> moves_;
+  kernels::cuda::PinnedMemory flag_;  // Of SlotIsFinite.
 };
 
 }  // namespace morphserve

@@ -57,7 +57,8 @@ int64_t BytesPerPlace(int32_t heads, int32_t head_dim) {
 // the recurrence damps them, which the delta rule does for keys of length 1; small heads, large
 // ones and other keys go token by token in f32.
 bool IsChunked(const RecurrentMixerArgs& args) {
-  return args.shape.head_dim >= 32 && args.shape.head_dim <= 128 &&
+  return args.shape.dtype != KvDType::kF32 &&  // The exact mode: no products of rounded operands.
+         args.shape.head_dim >= 32 && args.shape.head_dim <= 128 &&
          (args.kind == RecurrentKind::kLightning || args.qk_norm == QkNorm::kL2);
 }
 

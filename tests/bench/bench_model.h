@@ -86,7 +86,9 @@ class BenchModel {
                                   arena_.get(), memory_.get(), &clock_);
     model_ = model->get();
     tokenizer_ = std::move(checkpoint->tokenizer);
-    runner_ = MakeRunner(place_, *std::move(model), arena_->base(), pool_.get(), config_.vocab);
+    auto runner = MakeRunner(place_, *std::move(model), arena_->base(), pool_.get(), config_.vocab);
+    if (!runner.ok()) Die(runner.status());
+    runner_ = *std::move(runner);
   }
 
   // The plan that keeps the `full_layers` layers of the default ranking.
@@ -134,14 +136,17 @@ class BenchModel {
   }
 
   // Runs the tokens under a plan and gives the logits that follow each of the `rows` (rising
-  // positions), in host memory, in order.
+  // positions), in host memory; `take` is called on the pool, once a row.
   void Predict(const LayerPlan& plan, const std::vector<int32_t>& tokens,
                const std::vector<int32_t>& rows,
                const std::function<void(size_t index, const float* logits)>& take) {
+    const int32_t most = model_->limits().logit_rows;
     SequenceCaches caches;
     const auto length = static_cast<int32_t>(tokens.size());
     if (!books_->Reserve(plan, length, &caches)) Die(absl::ResourceExhaustedError("no pages"));
-    std::vector<float> logits(static_cast<size_t>(config_.vocab));
+    const auto vocab = static_cast<size_t>(config_.vocab);
+    std::vector<float> logits(vocab * static_cast<size_t>(most));
+    std::vector<int32_t> block;
     size_t next = 0;
     for (int32_t first = 0; first < length; first += model_->limits().rows) {
       const int32_t count = std::min(model_->limits().rows, length - first);
@@ -153,13 +158,24 @@ class BenchModel {
                                 .caches = &caches,
                                 .plan = &plan});
       Check(model_->Forward(batch, arena_->base()));
-      for (; next < rows.size() && rows[next] < first + count; ++next) {
-        const int32_t row = rows[next] - first;
-        auto there = model_->Logits(&row, 1);
+      while (next < rows.size() && rows[next] < first + count) {
+        block.clear();
+        for (size_t i = next; i < rows.size() && rows[i] < first + count; ++i) {
+          if (static_cast<int32_t>(block.size()) == most) break;
+          block.push_back(rows[i] - first);
+        }
+        auto there = model_->Logits(block.data(), static_cast<int32_t>(block.size()));
         Check(there.status());
         Check(model_->ToHost(logits.data(), *there,
-                             static_cast<int64_t>(logits.size() * sizeof(float))));
-        take(next, logits.data());
+                             static_cast<int64_t>(block.size() * vocab * sizeof(float))));
+        pool_->ForEachWorker([&](int32_t worker) {
+          const auto part = pool_->Part(static_cast<int64_t>(block.size()), worker);
+          for (int64_t i = part.begin; i < part.end; ++i) {
+            const auto at = static_cast<size_t>(i);
+            take(next + at, logits.data() + at * vocab);
+          }
+        });
+        next += block.size();
       }
       Check(model_->Finish());
     }

@@ -119,16 +119,21 @@ class Quality {
                  std::vector<ReferenceRow>* rows, Totals* totals) {
     const int32_t vocab = model_->config().vocab;
     if (reference) rows->resize(sample.scored.size());
+    std::vector<RowComparison> compared(sample.scored.size());
+    std::vector<uint8_t> right(sample.scored.size());
     model_->Predict(plan, sample.tokens, sample.scored, [&](size_t i, const float* logits) {
       const int32_t next = sample.tokens[static_cast<size_t>(sample.scored[i]) + 1];
       ReferenceRow* row = &(*rows)[i];
       if (reference) MakeReferenceRow(logits, vocab, next, row);
-      const RowComparison compared = CompareRow(*row, logits, vocab, next);
-      totals->kl += compared.kl;
-      totals->loss += compared.loss;
-      totals->right += std::max_element(logits, logits + vocab) - logits == next ? 1 : 0;
-      ++totals->count;
+      compared[i] = CompareRow(*row, logits, vocab, next);
+      right[i] = std::max_element(logits, logits + vocab) - logits == next ? 1 : 0;
     });
+    for (size_t i = 0; i < compared.size(); ++i) {
+      totals->kl += compared[i].kl;
+      totals->loss += compared[i].loss;
+      totals->right += right[i];
+      ++totals->count;
+    }
   }
 
   BenchModel* const model_;

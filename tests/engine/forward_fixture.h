@@ -160,6 +160,7 @@ class Forward {
                               .caches = &caches_,
                               .plan = plan_.get()});
     ASSERT_EQ(model_->Forward(batch, arena_->base()), absl::OkStatus());
+    ASSERT_EQ(model_->Finish(), absl::OkStatus());
   }
   std::vector<float> Row(int32_t row) {
     const float* logits = *model_->Logits(&row, 1);
