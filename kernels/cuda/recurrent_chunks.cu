@@ -354,7 +354,7 @@ __device__ void MultiplyT(const ChunkParts& parts, const ChunkWork& chunk, uint3
   constexpr int kPanels = kPad / 64;
   const int lane = threadIdx.x % kWarp;
   float c[kPad / 8][4] = {};
-#pragma unroll
+#pragma unroll 1  // More loads ahead would spill.
   for (int k = 0; k < 4; ++k) {
     if (k * 16 > row) continue;
     uint32_t a[4];
@@ -401,9 +401,11 @@ __global__ void __launch_bounds__(kWarps* kWarp, kTaps == 4 ? 2 : 1)
   float* const t = a + Shared::kInverse / 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (warp == 0) SumGates(args, segment, at, chunk.head, &gates);
-  MakeFeatures<kPad, kTaps>(work, segment, at, chunk.head, 0, q, scratch[warp]);
-  MakeFeatures<kPad, kTaps>(work, segment, at, chunk.head, 1, k, scratch[warp]);
-  MakeFeatures<kPad, kTaps>(work, segment, at, chunk.head, 2, v, scratch[warp]);
+#pragma unroll 1
+  for (int part = 0; part < 3; ++part) {
+    MakeFeatures<kPad, kTaps>(work, segment, at, chunk.head, part, q + part * Shared::kTile,
+                              scratch[warp]);
+  }
   __syncthreads();  // The tiles and gates are there.
   const bool is_delta = args.kind == RecurrentKind::kGatedDelta;
   const float end = gates.log2_decay[kChunkTokens - 1];

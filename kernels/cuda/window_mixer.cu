@@ -15,7 +15,6 @@ namespace morphserve::kernels::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kDimsPerLane = kHeadDimMax / kWarp;
 
 struct WindowWork {
   WindowMixerArgs args;
@@ -97,27 +96,27 @@ struct Visible {
   }
 };
 
-// o += weight * value; the lane has elements lane, lane + 32, ...
-template <typename T>
-__device__ void AddValue(float weight, const T* value, int d, float (&o)[kDimsPerLane]) {
+// o += weight * value; the lane has elements lane, lane + 32, ..., and beyond d the last one.
+template <typename T, int kElements>
+__device__ void AddValue(float weight, const T* value, int d, float (&o)[kElements]) {
 #pragma unroll
-  for (int j = 0; j < kDimsPerLane; ++j) {
-    const int i = static_cast<int>(threadIdx.x) % kWarp + j * kWarp;
-    if (i < d) o[j] = fmaf(weight, ToFloat(value[i]), o[j]);
+  for (int j = 0; j < kElements; ++j) {
+    const int i = min(static_cast<int>(threadIdx.x) % kWarp + j * kWarp, d - 1);
+    o[j] = fmaf(weight, ToFloat(value[i]), o[j]);
   }
 }
 // The same of a value that is yet to be rounded to the cache type.
-template <typename T>
-__device__ void AddRounded(float weight, const float* value, int d, float (&o)[kDimsPerLane]) {
+template <typename T, int kElements>
+__device__ void AddRounded(float weight, const float* value, int d, float (&o)[kElements]) {
 #pragma unroll
-  for (int j = 0; j < kDimsPerLane; ++j) {
-    const int i = static_cast<int>(threadIdx.x) % kWarp + j * kWarp;
-    if (i < d) o[j] = fmaf(weight, ToFloat(FromFloat<T>(value[i])), o[j]);
+  for (int j = 0; j < kElements; ++j) {
+    const int i = min(static_cast<int>(threadIdx.x) % kWarp + j * kWarp, d - 1);
+    o[j] = fmaf(weight, ToFloat(FromFloat<T>(value[i])), o[j]);
   }
 }
 
 // Attention of one prepared row and head by a warp with `q` of d floats; whether it is finite.
-template <typename T>
+template <typename T, int kElements>
 __device__ __forceinline__ bool AttendRow(const WindowWork& work, const MixerSegment& segment,
                                           int r, int head, float* q) {
   const WindowMixerArgs& args = work.args;
@@ -131,7 +130,7 @@ __device__ __forceinline__ bool AttendRow(const WindowWork& work, const MixerSeg
   }
   __syncwarp();
   const Visible visible(segment.position + r, window, args.shape.sinks);
-  float o[kDimsPerLane] = {};
+  float o[kElements] = {};
   float largest = -INFINITY, sum = 0;
   for (int first = 0; first < visible.count; first += kWarp) {
     const int count = min(visible.count - first, kWarp), i = first + lane;
@@ -153,7 +152,7 @@ __device__ __forceinline__ bool AttendRow(const WindowWork& work, const MixerSeg
     for (float& x : o) x *= rescale;
     // Positions ascend, so those of the ring come first.
     const int old_count = __popc(__ballot_sync(~0u, is_old));
-#pragma unroll 4
+#pragma unroll(kElements == 8 ? 2 : 4)
     for (int p = 0; p < old_count; ++p) {
       AddValue(__shfl_sync(~0u, weight, p),
                values + static_cast<int64_t>(__shfl_sync(~0u, place, p)) * d, d, o);
@@ -171,7 +170,7 @@ __device__ __forceinline__ bool AttendRow(const WindowWork& work, const MixerSeg
   float* const out = args.out + row * args.out_stride + static_cast<int64_t>(head) * d;
   bool finite = true;
 #pragma unroll
-  for (int j = 0; j < kDimsPerLane; ++j) {
+  for (int j = 0; j < kElements; ++j) {
     const int i = lane + j * kWarp;
     if (i >= d) continue;
     const float y = o[j] * factor;
@@ -232,8 +231,8 @@ __device__ void ZeroHead(const WindowMixerArgs& args, int64_t row, int head) {
 }
 
 // Block (kv head, segment).
-template <typename T>
-__global__ void __launch_bounds__(kWarps* kWarp) WindowDecodeKernel(const WindowWork work) {
+template <typename T, int kElements>
+__global__ void __launch_bounds__(kWarps* kWarp, 2) WindowDecodeKernel(const WindowWork work) {
   __shared__ float shared[kWarps][kHeadDimMax];
   const WindowMixerArgs& args = work.args;
   const MixerSegment segment = args.segments[blockIdx.y];
@@ -251,7 +250,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) WindowDecodeKernel(const Window
   __syncthreads();  // Queries and the key are prepared.
   bool finite = true;
   for (int h = warp; h < group; h += kWarps) {
-    finite = AttendRow<T>(work, segment, 0, first + h, shared[warp]) && finite;
+    finite = AttendRow<T, kElements>(work, segment, 0, first + h, shared[warp]) && finite;
   }
   __syncthreads();  // Nobody reads the ring any more.
   for (int place = warp; place < work.places(); place += kWarps) {
@@ -272,8 +271,8 @@ __global__ void PrepareKernel(const WindowWork work) {
 }
 
 // Block (8 rows, head, segment).
-template <typename T>
-__global__ void __launch_bounds__(kWarps* kWarp) AttendKernel(const WindowWork work) {
+template <typename T, int kElements>
+__global__ void __launch_bounds__(kWarps* kWarp, 2) AttendKernel(const WindowWork work) {
   __shared__ float shared[kWarps][kHeadDimMax];
   const MixerSegment segment = work.args.segments[blockIdx.z];
   const int warp = threadIdx.x / kWarp, r = static_cast<int>(blockIdx.x) * kWarps + warp;
@@ -282,7 +281,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) AttendKernel(const WindowWork w
   if (IsPadding(segment)) {
     return ZeroHead(work.args, RowOf(work.args.row_list, segment, r), head);
   }
-  Flag(work.args, blockIdx.z, AttendRow<T>(work, segment, r, head, shared[warp]));
+  Flag(work.args, blockIdx.z, AttendRow<T, kElements>(work, segment, r, head, shared[warp]));
 }
 
 // Block (8 places, kv head, segment).
@@ -319,17 +318,17 @@ absl::Status Check(const WindowMixerArgs& args) {
 
 unsigned BlocksOf(int count) { return static_cast<unsigned>((count + kWarps - 1) / kWarps); }
 
-template <typename T>
+template <typename T, int kElements>
 absl::Status Launch(const WindowWork& work, cudaStream_t stream) {
   const WindowMixerArgs& args = work.args;
   const auto segments = static_cast<unsigned>(args.segments.size());
   const auto heads = static_cast<unsigned>(args.heads);
   const auto kv_heads = static_cast<unsigned>(args.shape.kv_heads);
-  WindowDecodeKernel<T><<<dim3(kv_heads, segments), kWarps * kWarp, 0, stream>>>(work);
+  WindowDecodeKernel<T, kElements><<<dim3(kv_heads, segments), kWarps * kWarp, 0, stream>>>(work);
   if (args.rows_max > 1) {
     const unsigned rows = BlocksOf(args.rows_max);
     PrepareKernel<T><<<dim3(rows, heads + kv_heads, segments), kWarps * kWarp, 0, stream>>>(work);
-    AttendKernel<T><<<dim3(rows, heads, segments), kWarps * kWarp, 0, stream>>>(work);
+    AttendKernel<T, kElements><<<dim3(rows, heads, segments), kWarps * kWarp, 0, stream>>>(work);
     RememberKernel<T><<<dim3(BlocksOf(args.shape.window + args.shape.sinks), kv_heads, segments),
                         kWarps * kWarp, 0, stream>>>(work);
   }
@@ -347,8 +346,13 @@ absl::Status WindowMixer(const WindowMixerArgs& args, Stream stream) {
   if (absl::Status status = Check(args); !status.ok()) return status;
   if (args.segments.empty() || args.rows_max == 0) return absl::OkStatus();
   const WindowWork work = {.args = args, .ring_offset = MakeSlotLayout(args.shape).ring_offset};
-  return WithCacheType(args.shape.dtype,
-                       [&](auto type) { return Launch<decltype(type)>(work, StreamOf(stream)); });
+  return WithCacheType(args.shape.dtype, [&](auto type) {
+    using T = decltype(type);
+    // Elements of a lane.
+    if (args.shape.head_dim <= 64) return Launch<T, 64 / kWarp>(work, StreamOf(stream));
+    if (args.shape.head_dim <= 128) return Launch<T, 128 / kWarp>(work, StreamOf(stream));
+    return Launch<T, kHeadDimMax / kWarp>(work, StreamOf(stream));
+  });
 }
 
 }  // namespace morphserve::kernels::cuda
