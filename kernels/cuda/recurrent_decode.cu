@@ -1,8 +1,8 @@
 // Decode rows of the recurrent mixer, one launch a layer: a block takes one row and one head. The
 // loads of the state, which are nearly all of its bytes, go out before anything else and arrive
 // while the convolution, the norms and the gates are done.
-// Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200: 0.63 at 64 x 32 heads x
-// 128 (tests/bench/gpu/RESULTS.md).
+// Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200: 0.63 at 64 x 32 heads
+// x 128 (tests/bench/gpu/RESULTS.md).
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/recurrent_launch.h"
 #include "kernels/cuda/recurrent_steps.cuh"
