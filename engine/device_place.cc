@@ -28,6 +28,12 @@ absl::StatusOr<DevicePlace> DevicePlace::Open(DeviceKind kind) {
     place.why_ = std::string(info.status().message());
     return place;
   }
+  // Large products need it; told now rather than at the first prompt.
+  if (const absl::Status cublas = kernels::cuda::CublasAvailable(); !cublas.ok()) {
+    if (kind == DeviceKind::kCuda) return cublas;
+    place.why_ = std::string(cublas.message());
+    return place;
+  }
   MS_ASSIGN_OR_RETURN(place.stream_, kernels::cuda::CreateStream(/*low_priority=*/false));
   place.info_ = *std::move(info);
   place.cuda_ = true;

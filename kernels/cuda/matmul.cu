@@ -267,11 +267,25 @@ int64_t MatmulBytes(int32_t rows, int32_t k) {
   return rows <= kGemvRowsMax ? 0 : Layout(rows, k).bytes;
 }
 
+namespace {
+
+// Rows for which the small product rounds x like the large one does, where the large one is faster:
+// weights that need no unpacking, rows that stand together.
+bool BetterLarge(const MatmulArgs& args) {
+  return args.rows > kExactRowsMax && args.row_list == nullptr &&
+         args.workspace_bytes >= Layout(args.rows, args.parts.front().weights->k).bytes &&
+         std::all_of(args.parts.begin(), args.parts.end(), [](const MatmulPart& part) {
+           return part.weights->format == WeightFormat::kBF16;
+         });
+}
+
+}  // namespace
+
 absl::Status Matmul(const MatmulArgs& args, Stream stream) {
   if (args.parts.empty()) return absl::OkStatus();
   absl::Status status = Check(args);
   if (!status.ok() || args.rows == 0) return status;
-  const bool small = args.rows <= kGemvRowsMax;
+  const bool small = args.rows <= kGemvRowsMax && !BetterLarge(args);
   bool large = false;
   for (size_t begin = 0; status.ok() && begin < args.parts.size();) {
     // A run of parts of one format is one launch.

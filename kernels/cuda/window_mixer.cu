@@ -1,4 +1,4 @@
-// The window part of a linear layer: for decode rows one launch, a block a kv head; for chunks
+// The window part of a linear layer: for decode rows one launch, a block a head; for chunks
 // three: norms and rotation in place, attention with one warp a row and head, then the ring. The
 // ring of a slot lies with the elements contiguous, keys as values: [kv_head][window + sinks][d]
 // each. Floor of decode: SlotRingBytes a row and the read bandwidth.
@@ -184,10 +184,12 @@ __device__ __forceinline__ bool AttendRow(const WindowWork& work, const MixerSeg
 
 // Brings one place of the ring of a kv head into the copies that the segment leaves, by a warp;
 // whether what it adds is finite. A place is read in the source before it is written, by the same
-// thread, so source and target may be one slot.
+// thread, so source and target may be one slot. `prepared` is the key of the segment's only row, or
+// null: keys are prepared in place.
 template <typename T>
 __device__ __forceinline__ bool RememberPlace(const WindowWork& work, const MixerSegment& segment,
-                                              int kv_head, int place) {
+                                              int kv_head, int place,
+                                              const float* prepared = nullptr) {
   const WindowMixerArgs& args = work.args;
   const int d = args.shape.head_dim, window = args.shape.window;
   const int64_t at = static_cast<int64_t>(place) * d;
@@ -202,7 +204,9 @@ __device__ __forceinline__ bool RememberPlace(const WindowWork& work, const Mixe
     T* const key = work.Keys<T>(copy.slot, kv_head) + at;
     T* const value = work.Values<T>(copy.slot, kv_head) + at;
     const int64_t row = is_own ? RowOf(args.row_list, segment, position - segment.position) : 0;
-    const float* const own_key = args.k + row * args.k_stride + static_cast<int64_t>(kv_head) * d;
+    const float* const own_key =
+        prepared != nullptr ? prepared
+                            : args.k + row * args.k_stride + static_cast<int64_t>(kv_head) * d;
     const float* const own_value = args.v + row * args.v_stride + static_cast<int64_t>(kv_head) * d;
     const T* const old_key = work.Keys<const T>(segment.src_slot, kv_head) + at;
     const T* const old_value = work.Values<const T>(segment.src_slot, kv_head) + at;
@@ -230,31 +234,114 @@ __device__ void ZeroHead(const WindowMixerArgs& args, int64_t row, int head) {
   }
 }
 
-// Block (kv head, segment).
+// A prepared head in memory of its own: norm, rotation and, for keys, rounding, by a warp.
+template <typename T>
+__device__ __forceinline__ void PrepareInto(const WindowMixerArgs& args, int64_t row, int index,
+                                            float* scratch, float* out) {
+  const int d = args.shape.head_dim, lane = threadIdx.x % kWarp;
+  const bool is_q = index < args.heads;
+  const float* const x =
+      is_q ? args.q + row * args.q_stride + static_cast<int64_t>(index) * d
+           : args.k + row * args.k_stride + static_cast<int64_t>(index - args.heads) * d;
+  for (int i = lane; i < d; i += kWarp) scratch[i] = x[i];
+  __syncwarp();
+  const float* const norm = is_q ? args.q_norm : args.k_norm;
+  if (norm != nullptr) NormHead(scratch, d, norm, args.norm_eps);
+  const RowRotation rotation =
+      RotationOfRow(args.cos, args.sin, args.rotary_dim, args.interleaved, row);
+  for (int i = lane; i < d; i += kWarp) {
+    const float value = RotatedElement(scratch, i, rotation);
+    out[i] = is_q ? value : ToFloat(FromFloat<T>(value));
+  }
+}
+
+// Block (head, segment): a decode row's positions are shared out over the warps, their parts merged
+// in order. What the ring gains is in a place that the row does not see, so that heads of one kv
+// head need not wait for each other; the first of them writes it.
 template <typename T, int kElements>
 __global__ void __launch_bounds__(kWarps* kWarp, 2) WindowDecodeKernel(const WindowWork work) {
-  __shared__ float shared[kWarps][kHeadDimMax];
+  __shared__ float scratch[2][kHeadDimMax];
+  __shared__ float q[kHeadDimMax], own_key[kHeadDimMax];
+  __shared__ float parts[kWarps][kHeadDimMax], largest_of[kWarps], sum_of[kWarps];
   const WindowMixerArgs& args = work.args;
   const MixerSegment segment = args.segments[blockIdx.y];
   if (segment.row_count != 1) return;
-  const int kv_head = static_cast<int>(blockIdx.x), warp = threadIdx.x / kWarp;
-  const int group = args.heads / args.shape.kv_heads, first = kv_head * group;
+  const int head = static_cast<int>(blockIdx.x), warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp, d = args.shape.head_dim, window = args.shape.window;
+  const int group = args.heads / args.shape.kv_heads, kv_head = head / group;
   const int64_t row = RowOf(args.row_list, segment, 0);
   if (IsPadding(segment)) {
-    for (int h = warp; h < group; h += kWarps) ZeroHead(args, row, first + h);
+    if (warp == 0) ZeroHead(args, row, head);
     return;
   }
-  for (int i = warp; i <= group; i += kWarps) {
-    PrepareHead<T>(args, row, i < group ? first + i : args.heads + kv_head, shared[warp]);
+  if (warp == 0) PrepareInto<T>(args, row, head, scratch[0], q);
+  if (warp == 1) PrepareInto<T>(args, row, args.heads + kv_head, scratch[1], own_key);
+  __syncthreads();
+  const T* const keys = work.Keys<const T>(segment.src_slot, kv_head);
+  const T* const values = work.Values<const T>(segment.src_slot, kv_head);
+  const float* const own_value =
+      args.v + row * args.v_stride + static_cast<int64_t>(kv_head) * d;
+  const Visible visible(segment.position, window, args.shape.sinks);
+  // Equal shares of at most 32 positions, as many rounds as that takes.
+  const int share = min((visible.count + kWarps - 1) / kWarps, kWarp);
+  float o[kElements] = {};
+  float largest = -INFINITY, sum = 0;
+  for (int first = warp * share; first < visible.count; first += kWarps * share) {
+    const int count = min(visible.count - first, share), i = first + lane;
+    const bool is_own = i == visible.count - 1;
+    const int place = lane < count && !is_own ? visible.Place(i, window) : 0;
+    float score = -INFINITY;
+    if (lane < count) {
+      score = args.scale * (is_own ? DotKey(q, own_key, d)
+                                   : DotKey(q, keys + static_cast<int64_t>(place) * d, d));
+    }
+    const float before = largest;
+    largest = fmaxf(largest, WarpMax(score));
+    const float base = largest == -INFINITY ? 0.0f : largest;
+    const float rescale = expf(before - base), weight = expf(score - base);
+    sum = sum * rescale + WarpSum(weight);
+    for (float& x : o) x *= rescale;
+    const int old_count = first + count == visible.count ? count - 1 : count;
+#pragma unroll(kElements == 8 ? 2 : 4)
+    for (int p = 0; p < old_count; ++p) {
+      AddValue(__shfl_sync(~0u, weight, p),
+               values + static_cast<int64_t>(__shfl_sync(~0u, place, p)) * d, d, o);
+    }
+    if (old_count < count) AddRounded<T>(__shfl_sync(~0u, weight, old_count), own_value, d, o);
   }
-  __syncthreads();  // Queries and the key are prepared.
+#pragma unroll
+  for (int j = 0; j < kElements; ++j) {
+    const int i = lane + j * kWarp;
+    if (i < d) parts[warp][i] = o[j];
+  }
+  if (lane == 0) {
+    largest_of[warp] = largest;
+    sum_of[warp] = sum;
+  }
+  __syncthreads();
   bool finite = true;
-  for (int h = warp; h < group; h += kWarps) {
-    finite = AttendRow<T, kElements>(work, segment, 0, first + h, shared[warp]) && finite;
+  float most = -INFINITY, total = 0;
+  for (int w = 0; w < kWarps; ++w) most = fmaxf(most, largest_of[w]);
+  const float base = most == -INFINITY ? 0.0f : most;
+  for (int w = 0; w < kWarps; ++w) total += sum_of[w] * expf(largest_of[w] - base);
+  float factor = 1.0f / total;
+  if (args.gate != nullptr) {
+    const float x = args.gate[row * args.gate_stride + head] + args.gate_bias[head];
+    factor *= 2.0f / (1.0f + expf(-x));
   }
-  __syncthreads();  // Nobody reads the ring any more.
-  for (int place = warp; place < work.places(); place += kWarps) {
-    finite = RememberPlace<T>(work, segment, kv_head, place) && finite;
+  float* const out = args.out + row * args.out_stride + static_cast<int64_t>(head) * d;
+  for (int i = static_cast<int>(threadIdx.x); i < d; i += kWarps * kWarp) {
+    float merged = 0;
+    for (int w = 0; w < kWarps; ++w) merged += parts[w][i] * expf(largest_of[w] - base);
+    const float y = merged * factor;
+    const float value = args.accumulate ? out[i] + y : y;
+    finite = finite && isfinite(value);
+    out[i] = value;
+  }
+  if (head % group == 0) {
+    for (int place = warp; place < work.places(); place += kWarps) {
+      finite = RememberPlace<T>(work, segment, kv_head, place, own_key) && finite;
+    }
   }
   Flag(args, blockIdx.y, finite);
 }
@@ -324,7 +411,7 @@ absl::Status Launch(const WindowWork& work, cudaStream_t stream) {
   const auto segments = static_cast<unsigned>(args.segments.size());
   const auto heads = static_cast<unsigned>(args.heads);
   const auto kv_heads = static_cast<unsigned>(args.shape.kv_heads);
-  WindowDecodeKernel<T, kElements><<<dim3(kv_heads, segments), kWarps * kWarp, 0, stream>>>(work);
+  WindowDecodeKernel<T, kElements><<<dim3(heads, segments), kWarps * kWarp, 0, stream>>>(work);
   if (args.rows_max > 1) {
     const unsigned rows = BlocksOf(args.rows_max);
     PrepareKernel<T><<<dim3(rows, heads + kv_heads, segments), kWarps * kWarp, 0, stream>>>(work);

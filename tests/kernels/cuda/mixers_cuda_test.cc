@@ -19,7 +19,7 @@ constexpr double kTokenBound = 1e-4;
 
 // As the launcher decides.
 bool IsChunked(const RecurrentOptions& o) {
-  return o.dim >= 32 && o.dim <= 128 &&
+  return o.dtype != KvDType::kF32 && o.dim >= 32 && o.dim <= 128 &&
          (o.kind == RecurrentKind::kLightning || o.qk_norm == QkNorm::kL2);
 }
 
@@ -108,11 +108,17 @@ TEST_F(MixersCudaTest, TheWindowMixerAgreesWithTheOracleHoweverASequenceIsCut) {
   for (const WindowOptions& options : AllWindowOptions()) {
     const CudaWindowLayer layer(options, 140);
     const MixerResult whole = RunChunks(layer, {layer.length});
-    EXPECT_LT(RelativeError(whole.out, layer.Expected()), 2 * WindowBound(options.dtype))
-        << Name(options);
+    const Doubles expected = layer.Expected();
+    EXPECT_LT(RelativeError(whole.out, expected), 2 * WindowBound(options.dtype)) << Name(options);
     for (const auto& cut : Cuts(layer.length)) {
-      EXPECT_TRUE(Same(whole, RunChunks(layer, cut)))
-          << Name(options) << " from chunks of " << cut[0];
+      const std::string what = Name(options) + " from chunks of " + std::to_string(cut[0]);
+      const MixerResult result = RunChunks(layer, cut);
+      EXPECT_TRUE(Same(result, RunChunks(layer, cut))) << what;
+      EXPECT_LT(RelativeError(result.out, expected), 2 * WindowBound(options.dtype)) << what;
+      // A single row shares its positions out over warps, so its sums come in another order.
+      if (std::find(cut.begin(), cut.end(), 1) == cut.end()) {
+        EXPECT_TRUE(Same(result, whole)) << what;
+      }
     }
   }
 }
