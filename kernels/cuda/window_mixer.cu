@@ -255,6 +255,50 @@ __device__ __forceinline__ void PrepareInto(const WindowMixerArgs& args, int64_t
   }
 }
 
+// One warp's share of a decode row: its largest score, the sum of its weights, their values.
+template <int kElements>
+struct Share {
+  float o[kElements] = {};
+  float largest = -INFINITY, sum = 0;
+};
+
+// Equal shares of at most 32 positions, as many rounds as that takes.
+template <typename T, int kElements>
+__device__ __forceinline__ void AttendShare(const WindowWork& work, const MixerSegment& segment,
+                                            int kv_head, const float* q, const float* own_key,
+                                            const float* own_value, Share<kElements>& out) {
+  const WindowMixerArgs& args = work.args;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int d = args.shape.head_dim, window = args.shape.window;
+  const T* const keys = work.Keys<const T>(segment.src_slot, kv_head);
+  const T* const values = work.Values<const T>(segment.src_slot, kv_head);
+  const Visible visible(segment.position, window, args.shape.sinks);
+  const int share = min((visible.count + kWarps - 1) / kWarps, kWarp);
+  for (int first = warp * share; first < visible.count; first += kWarps * share) {
+    const int count = min(visible.count - first, share), i = first + lane;
+    const bool is_own = i == visible.count - 1;
+    const int place = lane < count && !is_own ? visible.Place(i, window) : 0;
+    float score = -INFINITY;
+    if (lane < count) {
+      score = args.scale * (is_own ? DotKey(q, own_key, d)
+                                   : DotKey(q, keys + static_cast<int64_t>(place) * d, d));
+    }
+    const float before = out.largest;
+    out.largest = fmaxf(out.largest, WarpMax(score));
+    const float base = out.largest == -INFINITY ? 0.0f : out.largest;
+    const float rescale = expf(before - base), weight = expf(score - base);
+    out.sum = out.sum * rescale + WarpSum(weight);
+    for (float& x : out.o) x *= rescale;
+    const int old_count = first + count == visible.count ? count - 1 : count;
+#pragma unroll(kElements == 8 ? 2 : 4)
+    for (int p = 0; p < old_count; ++p) {
+      AddValue(__shfl_sync(~0u, weight, p),
+               values + static_cast<int64_t>(__shfl_sync(~0u, place, p)) * d, d, out.o);
+    }
+    if (old_count < count) AddRounded<T>(__shfl_sync(~0u, weight, old_count), own_value, d, out.o);
+  }
+}
+
 // Block (head, segment): a decode row's positions are shared out over the warps, their parts merged
 // in order. What the ring gains is in a place that the row does not see, so that heads of one kv
 // head need not wait for each other; the first of them writes it.
@@ -267,7 +311,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) WindowDecodeKernel(const Win
   const MixerSegment segment = args.segments[blockIdx.y];
   if (segment.row_count != 1) return;
   const int head = static_cast<int>(blockIdx.x), warp = threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp, d = args.shape.head_dim, window = args.shape.window;
+  const int lane = threadIdx.x % kWarp, d = args.shape.head_dim;
   const int group = args.heads / args.shape.kv_heads, kv_head = head / group;
   const int64_t row = RowOf(args.row_list, segment, 0);
   if (IsPadding(segment)) {
@@ -277,46 +321,17 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) WindowDecodeKernel(const Win
   if (warp == 0) PrepareInto<T>(args, row, head, scratch[0], q);
   if (warp == 1) PrepareInto<T>(args, row, args.heads + kv_head, scratch[1], own_key);
   __syncthreads();
-  const T* const keys = work.Keys<const T>(segment.src_slot, kv_head);
-  const T* const values = work.Values<const T>(segment.src_slot, kv_head);
-  const float* const own_value =
-      args.v + row * args.v_stride + static_cast<int64_t>(kv_head) * d;
-  const Visible visible(segment.position, window, args.shape.sinks);
-  // Equal shares of at most 32 positions, as many rounds as that takes.
-  const int share = min((visible.count + kWarps - 1) / kWarps, kWarp);
-  float o[kElements] = {};
-  float largest = -INFINITY, sum = 0;
-  for (int first = warp * share; first < visible.count; first += kWarps * share) {
-    const int count = min(visible.count - first, share), i = first + lane;
-    const bool is_own = i == visible.count - 1;
-    const int place = lane < count && !is_own ? visible.Place(i, window) : 0;
-    float score = -INFINITY;
-    if (lane < count) {
-      score = args.scale * (is_own ? DotKey(q, own_key, d)
-                                   : DotKey(q, keys + static_cast<int64_t>(place) * d, d));
-    }
-    const float before = largest;
-    largest = fmaxf(largest, WarpMax(score));
-    const float base = largest == -INFINITY ? 0.0f : largest;
-    const float rescale = expf(before - base), weight = expf(score - base);
-    sum = sum * rescale + WarpSum(weight);
-    for (float& x : o) x *= rescale;
-    const int old_count = first + count == visible.count ? count - 1 : count;
-#pragma unroll(kElements == 8 ? 2 : 4)
-    for (int p = 0; p < old_count; ++p) {
-      AddValue(__shfl_sync(~0u, weight, p),
-               values + static_cast<int64_t>(__shfl_sync(~0u, place, p)) * d, d, o);
-    }
-    if (old_count < count) AddRounded<T>(__shfl_sync(~0u, weight, old_count), own_value, d, o);
-  }
+  Share<kElements> mine;
+  AttendShare<T>(work, segment, kv_head, q, own_key,
+                 args.v + row * args.v_stride + static_cast<int64_t>(kv_head) * d, mine);
 #pragma unroll
   for (int j = 0; j < kElements; ++j) {
     const int i = lane + j * kWarp;
-    if (i < d) parts[warp][i] = o[j];
+    if (i < d) parts[warp][i] = mine.o[j];
   }
   if (lane == 0) {
-    largest_of[warp] = largest;
-    sum_of[warp] = sum;
+    largest_of[warp] = mine.largest;
+    sum_of[warp] = mine.sum;
   }
   __syncthreads();
   bool finite = true;
