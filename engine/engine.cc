@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/strings/cord.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/base/log.h"
 #include "engine/base/machine.h"
 #include "engine/base/status_macros.h"
 #include "engine/base/text_view.h"
@@ -69,9 +69,8 @@ std::string DeviceName(const DevicePlace& place, const Machine& machine, int32_t
                            place.info().compute_minor, place.info().multiprocessors,
                            machine.cpu_name, threads);
   }
-  return absl::StrFormat("%s, %d threads, %s%s", machine.cpu_name, threads,
-                         kernels::CpuDispatchDescription(),
-                         place.why().empty() ? "" : absl::StrCat(" (", place.why(), ")"));
+  return absl::StrFormat("%s, %d threads, %s", machine.cpu_name, threads,
+                         kernels::CpuDispatchDescription());
 }
 
 absl::StatusOr<std::optional<BranchesHeader>> OpenNamedBranches(const Checkpoint& checkpoint,
@@ -153,6 +152,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
   EngineImpl::Parts parts;
   MS_ASSIGN_OR_RETURN(parts.device, DevicePlace::Open(asked.device));
   const DevicePlace& place = parts.device;
+  if (!place.why().empty()) {
+    MS_LOG(INFO) << "runs on the CPU: " << place.why();
+  }
   const EngineOptions options = ResolveOptions(asked, place.on_device());
   parts.options = options;
   EngineInfo& info = parts.info;
