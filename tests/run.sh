@@ -44,7 +44,9 @@ build() {
   section "Building preset ${preset} ($(build_jobs) jobs)"
   # The release folder is shared with quickstart.sh, which turns these off there.
   option=(-DMORPHSERVE_TESTS=ON)
-  [[ "${preset}" != release ]] || option+=(-DMORPHSERVE_BENCH=ON -DMORPHSERVE_CUDA=ON)
+  # With CUDA always: a machine without nvcc must fail here, not leave the kernels out.
+  [[ "${preset}" != release ]] || option+=(-DMORPHSERVE_BENCH=ON -DMORPHSERVE_CUDA=ON
+    "-DMORPHSERVE_NVCC=${CUDA_TOOLKIT}/nvidia/cu13/bin/nvcc")
   if ! (configure "${preset}" "${option[@]}") ||
     ! cmake --build "${ROOT}/build/${preset}" -j "$(build_jobs)" --target "$@"; then
     failed_step "build of preset ${preset}"
