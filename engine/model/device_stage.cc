@@ -1,7 +1,6 @@
 #include "engine/model/device_stage.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
@@ -106,7 +105,8 @@ void DeviceStage::StageLists(const StepBatch& batch, int32_t layer) {
   if (rows.linear.count > 0) {
     const kernels::MixerSegment* there = Put(split.mixer, {});
     rows.mixer = {there, std::max(split.mixer.size(), static_cast<size_t>(padded_))};
-    rows.emits = {Put(split.emits, {}), split.emits.size()};
+    // A padded step has none.
+    if (!split.emits.empty()) rows.emits = {Put(split.emits, {}), split.emits.size()};
     rows.nonfinite = reinterpret_cast<uint8_t*>(flags_.data()) + int64_t{layer} * sequences_;
   }
   if (padded_ == 0) return;
@@ -132,6 +132,7 @@ void DeviceStage::StagePageTables(int32_t layer) {
 
 absl::Status DeviceStage::Begin(const StepBatch& batch, int32_t begin, int32_t end,
                                 int32_t padded_rows) {
+  MS_CHECK(padded_rows == 0 || batch.emits.empty());
   padded_ = padded_rows;
   MS_RETURN_IF_ERROR(Grow(BytesNeeded(batch, end - begin)));
   used_ = sent_ = 0;

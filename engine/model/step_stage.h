@@ -20,7 +20,8 @@ class StepStage {
 
   // Makes ready the rows of layers [begin, end) of the batch, which is borrowed until Finish.
   // `padded_rows` beyond 0, on a device: the step has that many rows, of which those past the
-  // batch's do nothing, and every list stands where it stood in the last step with as many.
+  // batch's do nothing, and every list stands where it stood in the last step with as many; the
+  // batch has single rows and no snapshots.
   virtual absl::Status Begin(const StepBatch& batch, int32_t begin, int32_t end,
                              int32_t padded_rows) = 0;
   virtual const int32_t* tokens() const = 0;     // [rows]

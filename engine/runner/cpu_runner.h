@@ -20,7 +20,6 @@ class CpuRunner final : public ModelRunner {
 
   absl::Status Run(const StepBatch& batch, StepResult* result) override;
 
-  HybridModel* model() { return model_.get(); }
 
  private:
   std::unique_ptr<HybridModel> model_;

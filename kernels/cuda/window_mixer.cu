@@ -33,16 +33,21 @@ struct WindowWork {
   }
 };
 
-// Norm and rotation of q head `index`, or of key head `index` - heads, in place, by a warp with
+// q head `index` of a row, or key head `index` - heads.
+__device__ __forceinline__ float* HeadOf(const WindowMixerArgs& args, int64_t row, int index) {
+  const int64_t d = args.shape.head_dim;
+  return index < args.heads ? args.q + row * args.q_stride + index * d
+                            : args.k + row * args.k_stride + (index - args.heads) * d;
+}
+
+// Norm and rotation of q head `index`, or of key head `index` - heads, into `out`, by a warp with
 // `scratch` of d floats; keys are rounded to the cache type.
 template <typename T>
-__device__ __forceinline__ void PrepareHead(const WindowMixerArgs& args, int64_t row, int index,
-                                            float* scratch) {
+__device__ __forceinline__ void PrepareInto(const WindowMixerArgs& args, int64_t row, int index,
+                                            float* scratch, float* out) {
   const int d = args.shape.head_dim, lane = threadIdx.x % kWarp;
   const bool is_q = index < args.heads;
-  float* const x =
-      is_q ? args.q + row * args.q_stride + static_cast<int64_t>(index) * d
-           : args.k + row * args.k_stride + static_cast<int64_t>(index - args.heads) * d;
+  const float* const x = HeadOf(args, row, index);
   for (int i = lane; i < d; i += kWarp) scratch[i] = x[i];
   __syncwarp();
   const float* const norm = is_q ? args.q_norm : args.k_norm;
@@ -51,8 +56,15 @@ __device__ __forceinline__ void PrepareHead(const WindowMixerArgs& args, int64_t
       RotationOfRow(args.cos, args.sin, args.rotary_dim, args.interleaved, row);
   for (int i = lane; i < d; i += kWarp) {
     const float value = RotatedElement(scratch, i, rotation);
-    x[i] = is_q ? value : ToFloat(FromFloat<T>(value));
+    out[i] = is_q ? value : ToFloat(FromFloat<T>(value));
   }
+}
+
+// The same in place.
+template <typename T>
+__device__ __forceinline__ void PrepareHead(const WindowMixerArgs& args, int64_t row, int index,
+                                            float* scratch) {
+  PrepareInto<T>(args, row, index, scratch, HeadOf(args, row, index));
   __syncwarp();  // The scratch may be used again.
 }
 
@@ -231,27 +243,6 @@ __device__ void ZeroHead(const WindowMixerArgs& args, int64_t row, int head) {
   const int d = args.shape.head_dim;
   for (int i = threadIdx.x % kWarp; i < d && row >= 0; i += kWarp) {
     args.out[row * args.out_stride + static_cast<int64_t>(head) * d + i] = 0;
-  }
-}
-
-// A prepared head in memory of its own: norm, rotation and, for keys, rounding, by a warp.
-template <typename T>
-__device__ __forceinline__ void PrepareInto(const WindowMixerArgs& args, int64_t row, int index,
-                                            float* scratch, float* out) {
-  const int d = args.shape.head_dim, lane = threadIdx.x % kWarp;
-  const bool is_q = index < args.heads;
-  const float* const x =
-      is_q ? args.q + row * args.q_stride + static_cast<int64_t>(index) * d
-           : args.k + row * args.k_stride + static_cast<int64_t>(index - args.heads) * d;
-  for (int i = lane; i < d; i += kWarp) scratch[i] = x[i];
-  __syncwarp();
-  const float* const norm = is_q ? args.q_norm : args.k_norm;
-  if (norm != nullptr) NormHead(scratch, d, norm, args.norm_eps);
-  const RowRotation rotation =
-      RotationOfRow(args.cos, args.sin, args.rotary_dim, args.interleaved, row);
-  for (int i = lane; i < d; i += kWarp) {
-    const float value = RotatedElement(scratch, i, rotation);
-    out[i] = is_q ? value : ToFloat(FromFloat<T>(value));
   }
 }
 
