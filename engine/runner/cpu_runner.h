@@ -20,7 +20,6 @@ class CpuRunner final : public ModelRunner {
 
   absl::Status Run(const StepBatch& batch, StepResult* result) override;
 
-
  private:
   std::unique_ptr<HybridModel> model_;
   std::byte* const arena_base_;
