@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/check.h"
@@ -174,7 +177,23 @@ SelectionOptions Reselector::OptionsFor(const std::string& selector) const {
   out.plain_tokens = std::min(out.plain_tokens, options_.tokens);
   out.gates = entry.gates;
   out.steps = options_.steps;
+  if (!options_.progress_path.empty()) {
+    out.checkpoint = absl::StrCat(options_.progress_path, ".", entry.name, ".part");
+  }
   return out;
+}
+
+absl::StatusOr<std::unique_ptr<LayerSelection>> Reselector::Open(
+    const SelectionOptions& options) const {
+  MS_ASSIGN_OR_RETURN(const SelectionData data,
+                      MakeSelectionData(engine_->tokenizer(), text(), options));
+  auto selection = LayerSelection::Create(source_, data, options, clock_);
+  if (!absl::IsFailedPrecondition(selection.status())) return selection;
+  MS_LOG(WARNING) << options.checkpoint << ": " << selection.status().message()
+                  << "; the selection starts over";
+  std::error_code ignored;
+  std::filesystem::remove(options.checkpoint, ignored);
+  return LayerSelection::Create(source_, data, options, clock_);
 }
 
 absl::Status Reselector::Check(const std::string& selector) const {
@@ -222,14 +241,14 @@ absl::StatusOr<SelectionReport> Reselector::MakeReport(const Run& run) const {
     return BlindReport(engine_->info().layers, static_cast<uint64_t>(options_.seed));
   }
   Tell(run, 0, "making calibration texts");
-  MS_ASSIGN_OR_RETURN(SelectionData data, MakeSelectionData(engine_->tokenizer(), text(), options));
-  MS_ASSIGN_OR_RETURN(const auto selection,
-                      LayerSelection::Create(source_, std::move(data), options, clock_));
+  MS_ASSIGN_OR_RETURN(const auto selection, Open(options));
   selection->OnProgress([&](const SelectionProgress& progress) {
     Tell(run, progress.fraction * (1 - kCheckShare), Doing(progress));
   });
   SelectionTask task(selection.get());
   MS_RETURN_IF_ERROR(RunLabTask(engine_, &task, run.cancel, absl::InfiniteFuture()));
+  std::error_code ignored;
+  if (!options.checkpoint.empty()) std::filesystem::remove(options.checkpoint, ignored);
   return selection->report();
 }
 

@@ -26,6 +26,9 @@ struct ReselectOptions {
   int64_t seed = 0;       // The next free one where the branches file has a ranking of that name.
   std::string text = "";  // To hide passkeys in; empty: the built-in one.
   int64_t workspace_bytes = int64_t{1} << 30;
+  // Where progress is kept, a file a selector with this beginning; empty: a selection that was cut
+  // off starts over.
+  std::string progress_path = "";
 };
 
 // What a selection runs on: the engine's own weights, between its steps. FAILED_PRECONDITION /
@@ -63,6 +66,8 @@ class Reselector final : public LayerSelector {
   SelectionOptions OptionsFor(const std::string& selector) const;
   std::string_view text() const;
   void Tell(const Run& run, double fraction, std::string doing) const;
+  // Goes on from the progress file when it belongs to the same work.
+  absl::StatusOr<std::unique_ptr<LayerSelection>> Open(const SelectionOptions& options) const;
   // Every selector's result, or of one that looks at nothing (uniform, random) its own.
   absl::StatusOr<SelectionReport> MakeReport(const Run& run) const;
   // Looks at the sets of the wanted budget; the best of them takes its place in `ranking`.

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "engine/base/check.h"
+#include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "morph/flop_count.h"
 #include "morph/interaction.h"
@@ -226,7 +227,14 @@ absl::Status LayerSelection::FinishUnit() {
   counted_flops_ = flops;
   const double done = costs_[0].flops + costs_[1].flops + costs_[2].flops;
   progress_.fraction = std::min(1.0, done / PlannedFlops());
-  if (!options_.checkpoint.empty()) MS_RETURN_IF_ERROR(Save());
+  if (!options_.checkpoint.empty()) {
+    // A full disk costs the way back, not the work.
+    const absl::Status saved = Save();
+    if (!saved.ok() && !save_failed_) {
+      MS_LOG(WARNING) << options_.checkpoint << ": " << saved.message();
+    }
+    save_failed_ = !saved.ok();
+  }
   if (on_progress_) on_progress_(progress_);
   return absl::OkStatus();
 }

@@ -128,6 +128,7 @@ class LayerSelection {
   AlignmentResult step_;
   WorkList list_;
   bool unit_open_ = false;
+  bool save_failed_ = false;  // Told once.
   PhaseCost costs_[3];
   double counted_flops_ = 0;  // Of sweep_ and loss_, entered in costs_.
   SelectionProgress progress_;

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <system_error>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/sha256.h"
 #include "engine/base/status_macros.h"
@@ -105,6 +106,7 @@ std::string LayerSelection::Fingerprint() const {
     }
   }
   const SelectionSource& source = model_->source();
+  absl::StrAppend(&text, source.backend->name, " ");
   text.append(source.weights->base_id.begin(), source.weights->base_id.end());
   text.append(source.branches->id.begin(), source.branches->id.end());
   Sha256 hash;

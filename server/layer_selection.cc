@@ -17,7 +17,8 @@ absl::StatusOr<LayerSelectionParts> MakeLayerSelection(Engine* engine, const Ser
                           .samples = morph.reselect_samples,
                           .steps = morph.reselect_steps,
                           .seed = morph.reselect_seed,
-                          .workspace_bytes = morph.workspace_bytes};
+                          .workspace_bytes = morph.workspace_bytes,
+                          .progress_path = morph.rankings_file};
   if (!morph.reselect_text.empty()) {
     MS_ASSIGN_OR_RETURN(options.text, ReadSmallFile(morph.reselect_text, kCalibrationBytesMax,
                                                     "the file of morph.reselect_text"));

@@ -157,7 +157,8 @@ constexpr SettingField kTable[] = {
      "file that keeps measured costs over restarts; unset: measured at the first need",
      MS_AT(morph.cost_cache)},
     {"morph.rankings_file", Kind::kPath, "", 0, 0, "",
-     "file that keeps what was selected here over restarts; unset: kept until the server ends",
+     "file that keeps what was selected here over restarts; unset: kept until the server ends; "
+     "progress beside it, in FILE.SELECTOR.part",
      MS_AT(morph.rankings_file)},
     {"morph.workspace_bytes", Kind::kBytes, "1GiB", kMiB, kTiB, "",
      "memory that selecting layers anew may take beside everything else while it runs",

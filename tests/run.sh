@@ -109,7 +109,8 @@ run_tsan() {
   # Without the goldens and the tests that start no second thread.
   gtest tsan engine_tests \
     --gtest_filter='-Golden.*:BranchesForward.*:BranchesGolden.*:CacheProperty.*:*.TheDefaultModel*'
-  gtest tsan morph_tests --gtest_filter='Selection.*:WorkList.*'
+  gtest tsan morph_tests \
+    --gtest_filter='Selection.*:WorkList.*:Runner.*:LatencyWindow.*:Controller.*'
   gtest tsan stream_tests
 }
 

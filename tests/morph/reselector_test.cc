@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <future>
 
 #include "engine/model/stored_plans.h"
@@ -181,6 +182,54 @@ TEST(Reselector, StopsWhenToldTo) {
   EXPECT_EQ(ReasonOf(selection.status()), reason::kCancelled);
   EXPECT_LT(absl::Now() - told, absl::Seconds(2));
   EXPECT_TRUE(bench.Known().empty()) << "half a selection is none";
+}
+
+// A server that ends amid a selection goes on with it after its restart.
+TEST(Reselector, GoesOnWhereItWasCutOff) {
+  const TempFolder folder;
+  ReselectOptions options = Options();
+  options.steps = 12;
+  Bench undisturbed("", options);
+  const auto whole = undisturbed.Select("flashmorph");
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  options.progress_path = folder.Path("rankings.json");
+  const std::string part = options.progress_path + ".flashmorph.part";
+  {
+    Bench cut("", options);
+    std::atomic<bool> cancel = false;
+    const auto stopped =
+        cut.selector->Select({.selector = "flashmorph", .full_layers = 2}, &cancel,
+                             [&](double, const std::string& doing) {
+                               if (doing.find("gates: step 6") != std::string::npos) cancel = true;
+                             });
+    EXPECT_EQ(ReasonOf(stopped.status()), reason::kCancelled);
+  }
+  ASSERT_TRUE(std::filesystem::exists(part));
+  std::vector<std::string> told;
+  Bench next("", options);
+  const auto resumed =
+      next.selector->Select({.selector = "flashmorph", .full_layers = 2}, nullptr,
+                            [&](double, const std::string& doing) { told.push_back(doing); });
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  EXPECT_THAT(told, testing::Each(testing::Not(HasSubstr("one layer linear"))));
+  EXPECT_EQ(resumed->ranking.gates, whole->ranking.gates) << "bit for bit";
+  EXPECT_EQ(resumed->ranking.sets, whole->ranking.sets);
+  EXPECT_FALSE(std::filesystem::exists(part)) << "done with";
+}
+
+TEST(Reselector, ProgressOfOtherWorkIsLeftAndNoPlaceForItIsNoFailure) {
+  const TempFolder folder;
+  ReselectOptions options = Options();
+  options.progress_path = folder.Path("rankings.json");
+  folder.Write("rankings.json.local_kl.part", "{\"fingerprint\": \"another\"}");
+  Bench other("", options);
+  const auto selection = other.Select("local_kl");
+  ASSERT_TRUE(selection.ok()) << selection.status();
+  options.progress_path = folder.Path("no/rankings.json");
+  Bench full("", options);
+  const auto same = full.Select("local_kl");
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_EQ(same->ranking.order, selection->ranking.order);
 }
 
 TEST(RankingStore, KeepsWhatWasSelectedOverRestarts) {
