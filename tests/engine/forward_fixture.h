@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,14 +18,9 @@
 #include "engine/model/stored_plans.h"
 #include "engine/model_place.h"
 #include "kernels/cpu/thread_pool.h"
+#include "tests/engine/test_device.h"
 
 namespace morphserve {
-
-// Where the tests of whole models run: MORPHSERVE_TEST_DEVICE=cuda sends them to a device.
-inline DeviceKind TestDevice() {
-  const char* device = std::getenv("MORPHSERVE_TEST_DEVICE");
-  return device != nullptr && std::string(device) == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
-}
 
 class Forward {
  public:

@@ -174,29 +174,31 @@ class Schedule {
     ASSERT_TRUE(client.sink->ended());
     if (client.request.sampling.n > 1 && client.request.sampling.temperature > 0)
       return JudgeFork(client);
-    const TokenBits expected = ParityRun::Alone(model_, client.request, client.plan);
     const TokenBits got = BitsOf(*client.sink);
-    ASSERT_LE(got.size(), expected.size());
-    if (client.sink->done.has_value()) {
-      EXPECT_EQ(got.size(), expected.size());
-    }
-    EXPECT_TRUE(std::equal(got.begin(), got.end(), expected.begin()))
-        << client.request.id << " of plan " << KindsText(*client.plan);
+    ParityRun::ExpectLikeAlone(model_, client.request, client.plan, got, [&] {
+      TokenBits expected = ParityRun::Alone(model_, client.request, client.plan);
+      if (client.sink->done.has_value()) {
+        EXPECT_EQ(got.size(), expected.size());
+      }
+      return expected;
+    });
   }
 
   // Every choice of a request alone is what it is in company.
   void JudgeFork(const ParityClient& client) {
-    ParityRun alone(model_, {.cache = {.prefix_cache = false}});
-    Request request = client.request;
-    request.id = "fork";
-    const auto sink = alone.Add(std::move(request), client.plan);
-    alone.RunAll();
+    RecordingSink alone;
+    if (model_->exact()) {
+      ParityRun run(model_, {.cache = {.prefix_cache = false}});
+      Request request = client.request;
+      request.id = "fork";
+      const auto sink = run.Add(std::move(request), client.plan);
+      run.RunAll();
+      alone = *sink;
+    }
     for (int32_t i = 0; i < client.request.sampling.n; ++i) {
-      const TokenBits expected = BitsOf(*sink, i);
-      const TokenBits got = BitsOf(*client.sink, i);
-      ASSERT_LE(got.size(), expected.size());
-      EXPECT_TRUE(std::equal(got.begin(), got.end(), expected.begin()))
-          << client.request.id << " choice " << i;
+      SCOPED_TRACE("choice " + std::to_string(i));
+      ParityRun::ExpectLikeAlone(model_, client.request, client.plan, BitsOf(*client.sink, i),
+                                 [&] { return BitsOf(alone, i); });
     }
   }
 
@@ -276,6 +278,7 @@ TEST(HybridParity, TheDefaultModelGivesTheSameBitsInAnyCompany) {
 
 // Catches: a state that depends on how it was reached, though the next token does not show it yet.
 TEST(HybridParity, TheStateLeftBehindIsTheSameHoweverItWasReached) {
+  if (TestDevice() != DeviceKind::kCpu) GTEST_SKIP() << "bits of a device follow the batch";
   for (const ParityCase& parity : TinyCases()) {
     SCOPED_TRACE(parity.branches);
     ParityModel model(parity.checkpoint, parity.branches, WeightsDType::kNative, 512, 2);
@@ -328,7 +331,8 @@ TEST(HybridParity, AHitThatLeavesOneTokenGivesTheSameBits) {
         const auto again = run.Add(request, plan);
         run.RunAll();
         EXPECT_EQ(again->done->cached_tokens, length - 1);
-        EXPECT_EQ(BitsOf(*again), ParityRun::Alone(&model, request, plan)) << length;
+        ParityRun::ExpectLikeAlone(&model, request, plan, BitsOf(*again),
+                                   [&] { return ParityRun::Alone(&model, request, plan); });
       }
     }
   }

@@ -2,12 +2,16 @@
 // checkpoint with branches; a ParityRun is the engine's own core over it, with an arena, a schedule
 // and neighbours of the test's choosing. Tokens are compared with their log-probabilities, as bits:
 // a state that differs anywhere shows in the next logits. Reference answers, each computed alone
-// without a cache, are remembered.
+// without a cache, are remembered. On a device (test_device.h), whose sums follow the size of the
+// batch, the tokens are forced instead: given as a prompt, alone, each must be as probable as it
+// was in company, within a bound.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cmath>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,11 +22,10 @@
 #include "engine/engine_core.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/memory_plan.h"
-#include "engine/model/host_stage.h"
 #include "engine/model/stored_plans.h"
-#include "engine/runner/cpu_runner.h"
-#include "engine/runner/cpu_unit_memory.h"
+#include "engine/model_place.h"
 #include "tests/engine/recording_sink.h"
+#include "tests/engine/test_device.h"
 
 namespace morphserve {
 
@@ -44,7 +47,13 @@ class ParityModel {
  public:
   ParityModel(const std::string& path, const std::string& branches_source, WeightsDType dtype,
               int32_t context, int32_t threads)
-      : pool_(kernels::cpu::ThreadPool::Create(threads, false)) {
+      : pool_(kernels::cpu::ThreadPool::Create(threads, false)),
+        // Weights in f32 leave what sums in another order differ by.
+        forced_bound_(dtype == WeightsDType::kF32 ? 2e-3 : 0.1) {
+    auto place = DevicePlace::Open(TestDevice());
+    EXPECT_TRUE(place.ok()) << place.status();
+    if (!place.ok()) return;
+    place_ = *std::move(place);
     auto checkpoint = OpenCheckpoint(path);
     EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
     if (!checkpoint.ok()) return;
@@ -58,7 +67,7 @@ class ParityModel {
     if (!branches.ok()) return;
     EngineOptions options;
     options.weights_dtype = dtype;
-    const KvDType kv = ResolveKvDType(options, DevicePlace());
+    const KvDType kv = ResolveKvDType(options, place_);
     page_bytes_ = PageUnitBytes(config, kv);
     slot_bytes_ = SlotUnitBytes(config, &*header, kv);
     layers_ = config.layers;
@@ -66,19 +75,20 @@ class ParityModel {
     // Small super-blocks, so that a few requests fill the arena and units have to move.
     constexpr int64_t kUnits = 4;
     block_bytes_ = kUnits * std::max(page_bytes_, slot_bytes_);
-    arena_ = *Arena::Create(kBlocks * block_bytes_, block_bytes_);
-    memory_ =
-        std::make_unique<CpuUnitMemory>(arena_->base(), MakeSlotShape(header->config, config, kv));
+    arena_ = *Arena::Create(kBlocks * block_bytes_, block_bytes_, place_.memory());
+    memory_ = MakeUnitMemory(place_, arena_->base(), MakeSlotShape(header->config, config, kv));
     const ModelLimits limits = {.rows = 320, .sequences = 16, .context = context, .logit_rows = 16};
-    auto model = HybridModel::Create(config, *std::move(weights), *std::move(branches), kv, limits,
-                                     &kernels::CpuBackend(), {.pool = pool_.get()},
-                                     std::make_unique<HostStage>());
+    auto model = PlaceModel(config, *std::move(weights), *std::move(branches), kv, limits, &place_,
+                            pool_.get());
     EXPECT_TRUE(model.ok()) << model.status();
-    runner_ = std::make_unique<CpuRunner>(*std::move(model), arena_->base(), pool_.get(), vocab_,
-                                          limits.logit_rows);
+    if (!model.ok()) return;
+    auto runner = MakeRunner(place_, *std::move(model), arena_->base(), pool_.get(), vocab_);
+    EXPECT_TRUE(runner.ok()) << runner.status();
+    if (runner.ok()) runner_ = *std::move(runner);
   }
 
   bool ok() const { return runner_ != nullptr; }
+  bool exact() const { return !place_.on_device(); }
   int32_t layers() const { return layers_; }
   int32_t vocab() const { return vocab_; }
   // Super-blocks that a sequence of `length` tokens needs at most, whatever its plan.
@@ -100,14 +110,16 @@ class ParityModel {
   static constexpr int64_t kBlocks = 160;
 
   std::unique_ptr<kernels::cpu::ThreadPool> pool_;
+  const double forced_bound_;
+  DevicePlace place_;
   int64_t page_bytes_ = 0;
   int64_t slot_bytes_ = 0;
   int64_t block_bytes_ = 0;
   int32_t layers_ = 0;
   int32_t vocab_ = 0;
   std::unique_ptr<Arena> arena_;
-  std::unique_ptr<CpuUnitMemory> memory_;
-  std::unique_ptr<CpuRunner> runner_;
+  std::unique_ptr<UnitMemory> memory_;
+  std::unique_ptr<ModelRunner> runner_;
   std::map<std::tuple<std::vector<int32_t>, std::string, uint64_t, int32_t>, TokenBits> alone_;
 };
 
@@ -198,6 +210,47 @@ class ParityRun {
     return model->alone_[key] = BitsOf(*sink);
   }
 
+  // What a request got is what it gets alone: the bits of `expected`, or on a device probabilities
+  // of the same tokens. An answer that was cut off is compared as far as it goes.
+  static void ExpectLikeAlone(ParityModel* model, const Request& request,
+                              const std::shared_ptr<const LayerPlan>& plan, const TokenBits& got,
+                              const std::function<TokenBits()>& expected) {
+    if (!model->exact()) return ExpectForced(model, request, plan, got);
+    const TokenBits alone = expected();
+    ASSERT_LE(got.size(), alone.size());
+    EXPECT_TRUE(std::equal(got.begin(), got.end(), alone.begin()))
+        << request.id << " of plan " << KindsText(*plan);
+  }
+
+ private:
+  // Root of the mean squared difference of log-probabilities, over the answer.
+  static void ExpectForced(ParityModel* model, const Request& request,
+                           const std::shared_ptr<const LayerPlan>& plan, const TokenBits& got) {
+    if (got.empty()) return;
+    Request forced;
+    forced.prompt = request.prompt;
+    for (const auto& [token, bits] : got) forced.prompt.push_back(token);
+    forced.stopping.max_tokens = 1;
+    forced.stopping.ignore_eos = true;
+    forced.output.prompt_logprobs = 0;
+    ParityRun run(model, {.cache = {.prefix_cache = false}});
+    const auto sink = run.Add(std::move(forced), plan);
+    run.RunAll();
+    ASSERT_TRUE(sink->done.has_value());
+    const std::vector<TokenLogprobs>& scored = sink->done->prompt_logprobs;
+    ASSERT_EQ(scored.size() + 1, request.prompt.size() + got.size());
+    double squares = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      const auto& score = scored[request.prompt.size() - 1 + i].chosen;
+      ASSERT_EQ(score.id, got[i].first);
+      squares += std::pow(score.logprob - std::bit_cast<float>(got[i].second), 2);
+    }
+    EXPECT_LT(std::sqrt(squares / static_cast<double>(got.size())), model->forced_bound_)
+        << request.id << " of plan " << KindsText(*plan) << ", " << got.size() << " tokens after "
+        << request.prompt.size();
+  }
+
+ public:
  private:
   ParityModel* const model_;
   std::vector<int32_t> ballast_;
