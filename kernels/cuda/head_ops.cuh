@@ -34,23 +34,53 @@ __device__ inline float RotatedElement(const float* head, int i, const RowRotati
   return is_second ? head[i] * c + head[other] * s : head[i] * c - head[other] * s;
 }
 
-// Rotates the head in place, by all lanes of a warp.
+// Cosine and sine of the lane's elements lane, lane + 32, ... of a head: loaded ahead of the head.
+template <int kElements>
+struct LaneRotation {
+  float cos[kElements] = {}, sin[kElements] = {};  // The sine with its sign.
+  RowRotation rotation;
+
+  __device__ static int Element(int j) { return static_cast<int>(threadIdx.x) % kWarp + j * kWarp; }
+  __device__ bool IsSecond(int i) const {
+    return rotation.interleaved ? i % 2 != 0 : i >= rotation.rotary_dim / 2;
+  }
+  __device__ explicit LaneRotation(const RowRotation& of_row) : rotation(of_row) {
+    const int half = rotation.rotary_dim / 2;
+#pragma unroll
+    for (int j = 0; j < kElements; ++j) {
+      const int i = Element(j);
+      if (i >= rotation.rotary_dim) continue;
+      const int pair = rotation.interleaved ? i / 2 : i < half ? i : i - half;
+      cos[j] = rotation.cos[pair];
+      sin[j] = IsSecond(i) ? rotation.sin[pair] : -rotation.sin[pair];
+    }
+  }
+  // The rotated element j of the lane; the head is read by other lanes too.
+  __device__ float Rotated(const float* head, int j) const {
+    const int i = Element(j), half = rotation.rotary_dim / 2;
+    if (i >= rotation.rotary_dim) return head[i];
+    const int other = rotation.interleaved ? i ^ 1 : IsSecond(i) ? i - half : i + half;
+    return head[i] * cos[j] + head[other] * sin[j];
+  }
+  // The head in place, by all lanes of a warp.
+  __device__ void Rotate(float* head, int d) const {
+    if (rotation.rotary_dim == 0) return;
+    float rotated[kElements];
+#pragma unroll
+    for (int j = 0; j < kElements; ++j) {
+      if (Element(j) < d) rotated[j] = Rotated(head, j);
+    }
+    __syncwarp();  // All of the head is read before any of it is written.
+#pragma unroll
+    for (int j = 0; j < kElements; ++j) {
+      if (Element(j) < d) head[Element(j)] = rotated[j];
+    }
+    __syncwarp();
+  }
+};
+
 __device__ inline void RotateHead(float* head, int d, const RowRotation& rotation) {
-  if (rotation.rotary_dim == 0) return;
-  const int lane = threadIdx.x % kWarp;
-  float rotated[kHeadDimMax / kWarp];
-#pragma unroll
-  for (int j = 0; j < kHeadDimMax / kWarp; ++j) {
-    const int i = lane + j * kWarp;
-    if (i < d) rotated[j] = RotatedElement(head, i, rotation);
-  }
-  __syncwarp();  // All of the head is read before any of it is written.
-#pragma unroll
-  for (int j = 0; j < kHeadDimMax / kWarp; ++j) {
-    const int i = lane + j * kWarp;
-    if (i < d) head[i] = rotated[j];
-  }
-  __syncwarp();
+  LaneRotation<kHeadDimMax / kWarp>(rotation).Rotate(head, d);
 }
 
 // The sum of squares of the head, on all lanes; each lane reads elements lane, lane + 32, ...

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/error.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matrix_layout.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/packed_layout.h"
@@ -16,7 +17,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kRows = 8;
-constexpr int kInputs = 128;  // Of a row in shared memory at a time.
+constexpr int kInputs = 32;  // Of a row in shared memory, of an output in registers, at a time.
 constexpr int32_t kPartsMax = 8;
 
 struct Part {
@@ -34,44 +35,48 @@ struct Call {
   Part parts[kPartsMax];
 };
 
-// Eight inputs of an output from `at` on; rows are padded, so that reading whole eights is sound.
-__device__ inline void LoadEight(const PackedMatrix& w, int32_t n, int32_t at, float (&out)[8]) {
+// Inputs [first, first + kInputs) of an output as floats, zeros behind the last one; rows are
+// padded, so that reading whole eights is sound.
+__device__ inline void LoadInputs(const PackedMatrix& w, int32_t n, int32_t first,
+                                  float (&out)[kInputs]) {
   const std::byte* row = w.data + n * RowBytes(w.format, w.k);
-  if (w.format == WeightFormat::kBF16) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(row + 2 * at);
-    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      out[2 * i] = __uint_as_float(words[i] << 16);
-      out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  for (int i = 0; i < kInputs; i += 8) {
+    const int32_t at = first + i;
+    if (w.format == WeightFormat::kBF16) {
+      const uint4 bits = at < w.k ? *reinterpret_cast<const uint4*>(row + 2 * at) : uint4{};
+      const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        out[i + 2 * j] = __uint_as_float(words[j] << 16);
+        out[i + 2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        out[i + j] = at + j < w.k ? reinterpret_cast<const float*>(row)[at + j] : 0.0f;
+      }
     }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    out[i] = at + i < w.k ? reinterpret_cast<const float*>(row)[at + i] : 0.0f;
   }
 }
 
-// sums[r] += the products of the inputs in shared memory; all 8 rows, listed or not.
-__device__ inline void AddInputs(const PackedMatrix& w, int32_t n, int32_t first, int32_t count,
+// sums[r] += the products of `count` inputs in shared memory; all 8 rows, listed or not.
+__device__ inline void AddInputs(const float (&line)[kInputs], int32_t count,
                                  const float (&xs)[kRows][kInputs], float (&sums)[kRows]) {
-  for (int32_t at = 0; at < count; at += 8) {
-    float line[8];
-    LoadEight(w, n, first + at, line);
-    const int32_t some = min(8, count - at);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i >= some) break;
+  for (int i = 0; i < kInputs; ++i) {
+    if (i >= count) break;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) sums[r] = fmaf(xs[r][at + i], line[i], sums[r]);
-    }
+    for (int r = 0; r < kRows; ++r) sums[r] = fmaf(xs[r][i], line[i], sums[r]);
   }
 }
 
+// The factor and the list are there before the call; all else is read after WaitForEarlier, at
+// once.
 __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant__ Call call) {
   __shared__ float xs[kRows][kInputs];
   __shared__ int64_t list[kRows];
+  LetNextStart();
   int32_t which = 0;
   while (static_cast<int32_t>(blockIdx.x) >= call.parts[which].block_end) ++which;
   const Part& it = call.parts[which];
@@ -83,45 +88,56 @@ __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant_
                         : call.row_list == nullptr ? place
                                                    : call.row_list[place];
   }
-  // The list is whole; a block without a row leaves before it touches a weight.
-  if (__syncthreads_or(threadIdx.x < kRows && list[threadIdx.x] >= 0) == 0) return;
   const int32_t n =
       (static_cast<int32_t>(blockIdx.x) - before) * kThreads + static_cast<int32_t>(threadIdx.x);
-  float sums[kRows] = {};
-  if (it.weights.data != nullptr) {
-    for (int32_t first = 0; first < it.weights.k; first += kInputs) {
-      const int32_t count = min(kInputs, it.weights.k - first);
-      for (int32_t i = threadIdx.x; i < kRows * kInputs; i += kThreads) {
-        const int64_t row = list[i / kInputs];
-        const int32_t input = i % kInputs;
-        xs[i / kInputs][input] =
-            row < 0 || input >= count
-                ? 0.0f
-                : call.x[row * call.x_stride + it.part.x_column + first + input];
-      }
-      __syncthreads();  // The inputs are whole.
-      if (n < it.part.n) AddInputs(it.weights, n, first, count, xs, sums);
-      __syncthreads();  // They may be overwritten.
-    }
-  }
-  if (n >= it.part.n) return;
-  const float bias = it.part.bias == nullptr ? 0.0f : it.part.bias[n];
+  const bool is_output = n < it.part.n, has_factor = it.weights.data != nullptr;
+  float line[kInputs] = {};
+  if (has_factor && is_output) LoadInputs(it.weights, n, 0, line);
+  const float bias = it.part.bias == nullptr || !is_output ? 0.0f : it.part.bias[n];
+  // The list is whole.
+  const bool has_rows = __syncthreads_or(threadIdx.x < kRows && list[threadIdx.x] >= 0) != 0;
+  WaitForEarlier();
+  if (!has_rows) return;
   int32_t source = n;
   if (it.part.base != nullptr && it.part.base_width != it.part.n) {
     const int32_t group = it.part.n / it.part.base_width;
     source = n / it.part.head_dim / group * it.part.head_dim + n % it.part.head_dim;
   }
+  float bases[kRows] = {};
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (list[r] < 0 || !is_output) continue;
+    if (it.part.accumulate) bases[r] = it.part.y[list[r] * it.part.y_stride + n];
+    if (it.part.base != nullptr) bases[r] = it.part.base[list[r] * it.part.base_stride + source];
+  }
+  float sums[kRows] = {};
+  for (int32_t first = 0; has_factor && first < it.weights.k; first += kInputs) {
+    const int32_t count = min(kInputs, it.weights.k - first);
+    if (first > 0) {
+      __syncthreads();  // The inputs before these are used up.
+      if (is_output) LoadInputs(it.weights, n, first, line);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows * kInputs / kThreads; ++i) {
+      const int at = i * kThreads + static_cast<int>(threadIdx.x), input = at % kInputs;
+      const int64_t row = list[at / kInputs];
+      xs[at / kInputs][input] =
+          row < 0 || input >= count
+              ? 0.0f
+              : call.x[row * call.x_stride + it.part.x_column + first + input];
+    }
+    __syncthreads();  // The inputs are whole.
+    AddInputs(line, count, xs, sums);
+  }
+  if (!is_output) return;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     if (list[r] < 0) continue;
-    float* y = it.part.y + list[r] * it.part.y_stride + n;
-    float sum = sums[r] + bias;
-    if (it.part.accumulate) sum = *y + sum;
-    if (it.part.base != nullptr) {
-      const float base = it.part.base[list[r] * it.part.base_stride + source];
-      sum = it.weights.data == nullptr ? base : base + sum;
-    }
-    *y = sum;
+    const float sum = has_factor ? sums[r] + bias : 0.0f;
+    const bool has_base = it.part.accumulate || it.part.base != nullptr;
+    it.part.y[list[r] * it.part.y_stride + n] = !has_factor ? bases[r]
+                                                : has_base  ? bases[r] + sum
+                                                            : sum;
   }
 }
 
@@ -185,8 +201,9 @@ absl::Status LowRank(const LowRankArgs& args, Stream stream) {
     }
     const dim3 grid(static_cast<unsigned>(blocks),
                     static_cast<unsigned>((args.rows + kRows - 1) / kRows));
-    LowRankKernel<<<grid, kThreads, 0, StreamOf(stream)>>>(call);
-    if (absl::Status status = LaunchStatus("LowRank"); !status.ok()) return status;
+    absl::Status status = Launch("LowRank", LowRankKernel, {.grid = grid, .block = dim3(kThreads)},
+                                 StreamOf(stream), call);
+    if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }

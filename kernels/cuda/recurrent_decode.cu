@@ -1,9 +1,12 @@
-// Decode rows of the recurrent mixer, one launch a layer: a block takes one row and one head. The
-// loads of the state, which are nearly all of its bytes, go out before anything else and arrive
-// while the convolution, the norms and the gates are done.
-// Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200: 0.63 at 64 x 32 heads
-// x 128 (tests/bench/gpu/RESULTS.md).
+// Decode rows of the recurrent mixer, one launch a layer: a block takes one row and one head. Each
+// warp has rows of the state of its own, which bulk copies bring to shared memory while the
+// convolution, the norms and the gates are done: three blocks of an SM keep enough bytes under way.
+// Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200, 2026-11-27: 0.68 at 64 x
+// 32 heads x 128; one row of 9 x 64 takes 4.5 us (tests/bench/gpu/RESULTS.md).
+#include "kernels/cuda/barrier.cuh"
+#include "kernels/cuda/bulk_prefetch.cuh"
 #include "kernels/cuda/error.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/recurrent_launch.h"
 #include "kernels/cuda/recurrent_steps.cuh"
 
@@ -17,7 +20,41 @@ struct DecodeShape {
   static constexpr int kRows = kPad == 256 ? 4 : 8;  // Of a group of lanes at once.
   static constexpr int kBatch = kRows * StateRows<kPad>::kRowsAtOnce;
   static constexpr int kBatches = kRowsPerWarp / kBatch;
-  static constexpr int kAhead = kPad == 256 ? 1 : kBatches;  // Batches whose loads go out first.
+  // Of a warp in shared memory: whole states up to 128 values.
+  static constexpr int kStages = kBatches < 2 ? kBatches : 2;
+  static constexpr int kBatchFloats = kBatch * kPad;
+  static constexpr int kBytes = kWarps * kStages * kBatchFloats * static_cast<int>(sizeof(float));
+};
+
+// The warp's batches of the state on their way to shared memory, one after the other. Heads of
+// other sizes than the kernel's are not staged: their rows come straight from the slot.
+template <int kPad>
+struct StagedRows {
+  using Shape = DecodeShape<kPad>;
+  float* buffer;  // [stage][row][kPad]
+  uint64_t* full;
+
+  __device__ void Init() const {
+    if (threadIdx.x % kWarp == 0) {
+      for (int i = 0; i < Shape::kStages; ++i) InitBarrier(full + i, 1);
+      FenceBarrierInit();
+    }
+    __syncwarp();  // The barriers are ready.
+  }
+  // `rows`: the warp's of the state.
+  __device__ void Fetch(const float* rows, int batch) const {
+    if (threadIdx.x % kWarp != 0) return;
+    constexpr uint32_t kBytes = Shape::kBatchFloats * sizeof(float);
+    ArriveExpecting(full + batch % Shape::kStages, kBytes);
+    BulkCopy(At(batch), rows + batch * Shape::kBatchFloats, kBytes, full + batch % Shape::kStages);
+  }
+  __device__ float* At(int batch) const {
+    return buffer + batch % Shape::kStages * Shape::kBatchFloats;
+  }
+  __device__ const float* Await(int batch) const {
+    Wait(full + batch % Shape::kStages, batch / Shape::kStages % 2);
+    return At(batch);
+  }
 };
 
 // Rows `first` + group + i * groups of a head's state.
@@ -28,6 +65,15 @@ struct StateBatch {
   float4 s[Shape::kRows][Rows::kVectors];
 
   __device__ static int RowAt(int first, int i) { return first + i + Rows::Group() * Shape::kRows; }
+  __device__ void LoadStaged(const float* rows) {
+#pragma unroll
+    for (int i = 0; i < Shape::kRows; ++i) {
+#pragma unroll
+      for (int v = 0; v < Rows::kVectors; ++v) {
+        s[i][v] = *reinterpret_cast<const float4*>(rows + RowAt(0, i) * kPad + Rows::Key(v));
+      }
+    }
+  }
   __device__ void Load(const float* state, int first, int d) {
 #pragma unroll
     for (int i = 0; i < Shape::kRows; ++i) {
@@ -80,32 +126,42 @@ struct Channels {
     return (static_cast<int64_t>(Part(i)) * shape.heads + head) * shape.head_dim + Element();
   }
 
-  // Element of the slot that remembers channel `c` of the row t before.
-  __device__ static int64_t At(const SlotShape& shape, const MixerSegment& segment, int t,
-                               int64_t c) {
+  // Element of the slot that remembers channel `c` of the row t before; `place` is that of the row.
+  __device__ static int64_t At(const SlotShape& shape, int place, int t, int64_t c) {
     const int64_t channels = int64_t{3} * shape.heads * shape.head_dim;
-    return (segment.position - t) % (shape.conv_taps - 1) * channels + c;
+    return (place < t ? place - t + shape.conv_taps - 1 : place - t) * channels + c;
+  }
+  __device__ static int Place(const SlotShape& shape, const MixerSegment& segment) {
+    return shape.conv_taps > 1 ? segment.position % (shape.conv_taps - 1) : 0;
   }
 
+  __device__ void LoadWeights(const RecurrentMixerArgs& args, int head) {
+    const int64_t channels = int64_t{3} * args.shape.heads * args.shape.head_dim;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+#pragma unroll
+      for (int t = 0; t < kTaps; ++t) {
+        const bool has = Has(i, args.shape.head_dim) && t < args.shape.conv_taps;
+        weights[i][t] = has ? args.conv[t * channels + Channel(args.shape, head, i)] : 0.0f;
+      }
+    }
+  }
   __device__ void Load(const RecurrentWork& work, const MixerSegment& segment, int64_t row,
                        int head) {
     const SlotShape& shape = work.args.shape;
-    const int64_t channels = int64_t{3} * shape.heads * shape.head_dim;
+    const int place = Place(shape, segment);
     const std::byte* const slot =
         InSlot<const std::byte>(work.args.slot_base, segment.src_slot, work.layout.conv_offset);
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       const int64_t c = Channel(shape, head, i);
+      const bool has = Has(i, shape.head_dim);
+      x[i] = has ? work.args.qkv[row * work.args.qkv_stride + c] : 0.0f;
 #pragma unroll
-      for (int t = 0; t < kTaps; ++t) {
-        weights[i][t] = 0;
+      for (int t = 1; t < kTaps; ++t) {
         before[i][t] = 0;
-        const bool has = Has(i, shape.head_dim);
-        if (t == 0) x[i] = has ? work.args.qkv[row * work.args.qkv_stride + c] : 0.0f;
-        if (!has || t >= shape.conv_taps) continue;
-        weights[i][t] = work.args.conv[t * channels + c];
-        if (t == 0 || segment.position < t) continue;
-        before[i][t] = CacheWord::Load(shape.dtype, slot, At(shape, segment, t, c)).bits;
+        if (!has || t >= shape.conv_taps || segment.position < t) continue;
+        before[i][t] = CacheWord::Load(shape.dtype, slot, At(shape, place, t, c)).bits;
       }
     }
   }
@@ -116,6 +172,7 @@ struct Channels {
                            float (*to)[kPad]) {
     const SlotShape& shape = work.args.shape;
     const int64_t channels = int64_t{3} * shape.heads * shape.head_dim;
+    const int place = Place(shape, segment);
     const bool in_place =
         segment.src_slot == segment.dst_slot && segment.position > 0 && segment.emit_count == 0;
 #pragma unroll
@@ -128,7 +185,7 @@ struct Channels {
 #pragma unroll
         for (int t = 1; t < kTaps; ++t) {
           if (t < shape.conv_taps && segment.position >= t) {
-            const int64_t at = At(shape, segment, t, Channel(shape, head, i));
+            const int64_t at = At(shape, place, t, Channel(shape, head, i));
             const CacheWord word = {before[i][t], CacheWord::Shift(shape.dtype, at)};
             y = fmaf(weights[i][t], word.Value(shape.dtype), y);
           }
@@ -142,7 +199,7 @@ struct Channels {
         StoreCache(
             shape.dtype,
             InSlot<std::byte>(work.args.slot_base, segment.dst_slot, work.layout.conv_offset),
-            segment.position % (shape.conv_taps - 1) * channels + c, x[i]);
+            place * channels + c, x[i]);
       } else {
         RememberInputs(shape.dtype, work, segment, c);
       }
@@ -190,53 +247,96 @@ struct QueryAndKey {
   }
 };
 
+// Blocks of an SM for which registers are shared out.
 template <int kPad, bool kExact, int kTaps>
-__global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp, kPad == 64             ? 3
-                                                                    : kExact && kTaps == 4 ? 2
-                                                                                           : 1)
+constexpr int DecodeBlocks() {
+  if (kPad == 64) return kTaps == 4 ? 5 : 4;
+  return kExact && kTaps == 4 ? 3 : 1;
+}
+
+// What the output's norm and gate need of an element: there before the output is.
+struct OutputElement {
+  float weight = 0, z = 0;
+
+  __device__ float Finished(const RecurrentMixerArgs& args, float o, float inverse) const {
+    const float gate = args.output_gate == OutputGate::kSilu ? z * Sigmoid(z) : Sigmoid(z);
+    return o * inverse * weight * gate;
+  }
+};
+
+template <int kPad, bool kExact, int kTaps>
+__global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
+                                  DecodeBlocks<kPad, kExact, kTaps>())
     RecurrentDecodeKernel(const RecurrentWork work) {
   using Shape = DecodeShape<kPad>;
   using Rows = StateRows<kPad>;
   using Step = TokenStep<kPad, Shape::kRows>;
+  extern __shared__ std::byte staged[];
   __shared__ alignas(16) float x[3][kPad];
   __shared__ float outputs[kPad];
+  __shared__ uint64_t full[Shape::kWarps][Shape::kStages];
+  LetNextStart();
   const RecurrentMixerArgs& args = work.args;
   const MixerSegment segment = args.segments[blockIdx.y];
-  if (segment.row_count != 1) return;
   const int head = static_cast<int>(blockIdx.x), d = args.shape.head_dim;
-  const int64_t row = RowOf(args.row_list, segment, 0);
-  float* const out = args.out + row * args.out_stride + static_cast<int64_t>(head) * d;
-  if (IsPadding(segment)) {
-    for (int i = threadIdx.x; i < d && row >= 0; i += blockDim.x) out[i] = 0;
-    return;
-  }
+  const int warp = threadIdx.x / kWarp, first = warp * Shape::kRowsPerWarp;
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool is_row = segment.row_count == 1;
+  const int64_t row = is_row ? RowOf(args.row_list, segment, 0) : -1;
   const int64_t of_head = static_cast<int64_t>(head) * d * d;
   const float* const source =
-      segment.position == 0 ? nullptr
-                            : InSlot<const float>(args.slot_base, segment.src_slot, 0) + of_head;
+      !is_row || IsPadding(segment) || segment.position == 0
+          ? nullptr
+          : InSlot<const float>(args.slot_base, segment.src_slot, 0) + of_head;
+  const StagedRows<kPad> stages = {
+      reinterpret_cast<float*>(staged) + warp * Shape::kStages * Shape::kBatchFloats, full[warp]};
   Channels<kPad, kTaps> channels;
+  OutputElement of_thread;
+  if (is_row) {
+    if (source != nullptr && thread == 0) PrefetchToL2(source, int64_t{4} * d * d);
+    channels.LoadWeights(args, head);
+    if (thread < d) of_thread.weight = args.norm_weight[static_cast<int64_t>(head) * d + thread];
+    if (kExact) stages.Init();
+  }
+  WaitForEarlier();
+  if (!is_row) return;
+  float* const out = args.out + row * args.out_stride + static_cast<int64_t>(head) * d;
+  if (IsPadding(segment)) {
+    if (thread < d && row >= 0) out[thread] = 0;
+    return;
+  }
+  const float* const rows = source + first * d;
+  const bool is_staged = kExact && source != nullptr;
+  if (is_staged) {
+    for (int b = 0; b < Shape::kStages; ++b) stages.Fetch(rows, b);
+  }
   channels.Load(work, segment, row, head);
-  const int warp = threadIdx.x / kWarp, first = warp * Shape::kRowsPerWarp;
-  StateBatch<kPad, kExact> batches[Shape::kAhead];
-#pragma unroll
-  for (int b = 0; b < Shape::kAhead; ++b) batches[b].Load(source, first + b * Shape::kBatch, d);
+  if (thread < d)
+    of_thread.z = args.z[row * args.z_stride + static_cast<int64_t>(head) * d + thread];
   const float2 gates = GatesOf(args, row, head);
   channels.Convolve(work, segment, head, x);
+  const LaneRotation<kPad / kWarp> rotation(RotationOfRow(warp < 2 ? args.cos : nullptr, args.sin,
+                                                          args.rotary_dim, args.interleaved, row));
   __syncthreads();  // The convolved row is there.
   if (args.cos != nullptr) {
-    if (warp < 2) {
-      RotateHead(x[warp], d,
-                 RotationOfRow(args.cos, args.sin, args.rotary_dim, args.interleaved, row));
-    }
+    if (warp < 2) rotation.Rotate(x[warp], d);
     __syncthreads();  // And rotated.
   }
   const QueryAndKey<kPad> qk(args, x);
   bool finite = true;
-#pragma unroll
+#pragma unroll 1  // More loads ahead would spill.
   for (int b = 0; b < Shape::kBatches; ++b) {
     const int at = first + b * Shape::kBatch;
-    StateBatch<kPad, kExact>& batch = batches[b % Shape::kAhead];
-    if (b >= Shape::kAhead) batch.Load(source, at, d);
+    StateBatch<kPad, kExact> batch;
+    if (is_staged) {
+      batch.LoadStaged(stages.Await(b));
+      if (b + Shape::kStages < Shape::kBatches) {
+        __syncwarp();  // The stage is used up.
+        stages.Fetch(rows, b + Shape::kStages);
+      }
+    } else {
+      batch.Load(source, at, d);
+    }
     const int own = at + Step::OwnRow() + Rows::Group() * Shape::kRows;
     const float o = Step::Do(batch.s, qk.k, qk.q, qk.kq, x[2][own], gates,
                              args.kind == RecurrentKind::kGatedDelta);
@@ -248,27 +348,32 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp, kPad == 64  
     finite = finite && batch.IsAllFinite();
   }
   __syncthreads();  // All of the head's outputs are there.
+  float inverse = 1;
   if (args.per_head_norm) {
-    const float inverse =
-        1.0f / sqrtf(SquaresOfHead(outputs, d) / static_cast<float>(d) + args.eps);
-    for (int i = threadIdx.x; i < d; i += blockDim.x) {
-      const float y = Finished(args, row, static_cast<int64_t>(head) * d + i, outputs[i], inverse);
-      finite = finite && isfinite(y);
-      out[i] = y;
-    }
-  } else {
-    for (int i = threadIdx.x; i < d; i += blockDim.x) out[i] = outputs[i];
+    inverse = 1.0f / sqrtf(SquaresOfHead(outputs, d) / static_cast<float>(d) + args.eps);
+  }
+  if (thread < d) {
+    float y = outputs[thread];
+    if (args.per_head_norm) y = of_thread.Finished(args, y, inverse);
+    finite = finite && isfinite(y);
+    out[thread] = y;
   }
   if (!finite && args.nonfinite != nullptr) args.nonfinite[blockIdx.y] = 1;
 }
 
 template <int kPad, bool kExact, int kTaps>
-absl::Status Launch(const RecurrentWork& work, cudaStream_t stream) {
+absl::Status LaunchDecode(const RecurrentWork& work, cudaStream_t stream) {
+  using Shape = DecodeShape<kPad>;
+  constexpr auto kKernel = RecurrentDecodeKernel<kPad, kExact, kTaps>;
+  constexpr int kBytes = kExact ? Shape::kBytes : 0;
+  static const cudaError_t kAllowed =
+      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  MS_CUDA_RETURN_IF_ERROR(kAllowed);
   const dim3 grid(static_cast<unsigned>(work.args.shape.heads),
                   static_cast<unsigned>(work.args.segments.size()));
-  RecurrentDecodeKernel<kPad, kExact, kTaps>
-      <<<grid, DecodeShape<kPad>::kWarps * kWarp, 0, stream>>>(work);
-  return LaunchStatus("RecurrentMixer, decode");
+  return Launch("RecurrentMixer, decode", kKernel,
+                {.grid = grid, .block = dim3(Shape::kWarps * kWarp), .shared_bytes = kBytes},
+                stream, work);
 }
 
 }  // namespace
@@ -278,8 +383,8 @@ absl::Status LaunchRecurrentDecode(const RecurrentWork& work, void* stream) {
   return WithPaddedDim(work.args.shape.head_dim, [&](auto pad, auto exact) {
     constexpr int kPad = decltype(pad)::value;
     constexpr bool kExact = decltype(exact)::value;
-    return work.args.shape.conv_taps <= 4 ? Launch<kPad, kExact, 4>(work, raw)
-                                          : Launch<kPad, kExact, kTapsMax>(work, raw);
+    return work.args.shape.conv_taps <= 4 ? LaunchDecode<kPad, kExact, 4>(work, raw)
+                                          : LaunchDecode<kPad, kExact, kTapsMax>(work, raw);
   });
 }
 
