@@ -43,6 +43,7 @@ struct EngineLoad {
   double oldest_wait_ms = 0;
   double step_age_s = 0;  // Time since the last finished step while there is work; else 0.
   bool paused = false;
+  std::string device_lost;  // What went wrong; nothing can be computed any more. Empty: nothing.
 };
 
 // What one sequence takes under a plan.

@@ -134,7 +134,13 @@ bool EngineCore::Step() {
   ++steps_;
   if (!status.ok()) {
     DropSnapshots();
-    FailBatch(status);
+    lost_ = runner_->Health();
+    if (lost_.ok()) {
+      FailBatch(status);
+    } else {
+      CancelAll(WithReason(absl::InternalError("the device failed; the server ends"),
+                           reason::kDeviceLost));
+    }
   } else {
     Commit(last_step_ms_);
   }

@@ -56,6 +56,8 @@ class EngineCore {
   uint64_t steps() const { return steps_; }
   int32_t output_tokens_of_last_step() const { return last_output_tokens_; }
   double last_step_ms() const { return last_step_ms_; }
+  // What took the runner's device away; OK while it is there.
+  const absl::Status& lost() const { return lost_; }
   int32_t preempted_waiting() const;
   int64_t spills() const { return spills_; }
   const PlanMeter& plan_meter() const { return plan_meter_; }
@@ -133,6 +135,7 @@ class EngineCore {
   uint64_t arrivals_ = 0;
   uint64_t steps_ = 0;
   double last_step_ms_ = 0;
+  absl::Status lost_;
   int32_t last_output_tokens_ = 0;
   int64_t spills_ = 0;
   uint64_t plans_version_ = 0;  // Of the registry, when waiting requests were last checked.

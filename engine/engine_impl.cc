@@ -106,6 +106,10 @@ absl::Status EngineImpl::Submit(Request request, std::shared_ptr<TokenSink> sink
   const EngineOptions& options = parts_.options;
   {
     MutexLock lock(&mutex_);
+    if (!load_.device_lost.empty()) {
+      return WithReason(absl::UnavailableError("the device failed; the server ends"),
+                        reason::kDraining);
+    }
     if (!admitting_) {
       return WithReason(absl::UnavailableError("the server is draining"), reason::kDraining);
     }
@@ -292,6 +296,7 @@ void EngineImpl::Publish(bool worked) {
   }
   load.oldest_wait_ms = absl::ToDoubleMilliseconds(now - oldest);
   MeasureSpeed(worked, &load);
+  load.device_lost = std::string(core_.lost().message());
   MutexLock lock(&mutex_);
   load_ = std::move(load);
   if (worked) last_step_at_ = now;

@@ -17,5 +17,6 @@ inline constexpr char kDeadlinePassed[] = "DEADLINE_PASSED";
 inline constexpr char kDraining[] = "DRAINING";
 inline constexpr char kNonFinite[] = "NON_FINITE";
 inline constexpr char kInvariant[] = "INVARIANT";
+inline constexpr char kDeviceLost[] = "DEVICE_LOST";
 
 }  // namespace morphserve::reason

@@ -24,7 +24,8 @@
 //   UNAUTHENTICATED      CREDENTIAL
 //   PERMISSION_DENIED    SCOPE_MISSING
 //   DATA_LOSS            NON_FINITE (retry)
-//   INTERNAL             INVARIANT: the client sees an incident id, the log has the cause
+//   INTERNAL             INVARIANT: the client sees an incident id, the log has the cause;
+//                        DEVICE_LOST: the server ends, another may serve the call
 //   CANCELLED            no reason: the caller did it
 // Thread rule: functions without state, any thread.
 #pragma once

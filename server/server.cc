@@ -124,6 +124,7 @@ struct Server::Impl {
   std::atomic<bool> cancel_load{false};
   std::atomic<bool> loading{true};
   std::atomic<bool> closing{false};
+  std::atomic<bool> device_lost{false};
   Mutex health_mutex;  // One judgement at a time.
   bool was_alive ABSL_GUARDED_BY(health_mutex) = true;
   bool was_ready ABSL_GUARDED_BY(health_mutex) = false;
@@ -323,21 +324,26 @@ void Server::Impl::Loop() {
 
 void Server::Impl::UpdateHealth() {
   const TrackedEngine* const live = live_engine.load();
-  const double age = live != nullptr ? live->GetLoad().step_age_s : 0;
+  const EngineLoad load = live != nullptr ? live->GetLoad() : EngineLoad();
+  const double age = load.step_age_s;
   MutexLock lock(&health_mutex);
-  const bool alive = age <= config.health.stall_s;
+  if (!load.device_lost.empty() && !device_lost.exchange(true)) {
+    MS_LOG(ERROR) << "the device failed: " << load.device_lost << "; the server ends";
+    drain.Begin(clock->Now(), absl::ZeroDuration(), /*exit=*/true);
+  }
+  const bool alive = age <= config.health.stall_s && !device_lost.load();
   const bool ready = alive && state.phase() == ServingPhase::kReady;
   if (alive != was_alive) {
     if (alive) {
       MS_LOG(INFO) << "liveness: serving; the engine finished a step";
-    } else {
+    } else if (!device_lost.load()) {
       MS_LOG(ERROR) << "liveness: not serving; the engine has work and finished no step for " << age
                     << " s; limit is " << config.health.stall_s << " s";
     }
   }
   if (ready != was_ready) {
     MS_LOG(INFO) << "readiness: " << (ready ? "serving" : "not serving") << "; state is "
-                 << ServingPhaseName(state.phase()) << (alive ? "" : ", engine stalled");
+                 << ServingPhaseName(state.phase()) << (alive ? "" : ", engine cannot go on");
   }
   was_alive = alive;
   was_ready = ready;
@@ -484,8 +490,9 @@ int Server::Run() {
   }
   const absl::Time end_at = impl.drain.WaitUntilFinishing();
   impl.ShutDown(end_at);
-  MS_LOG(INFO) << "stopped";
-  return 0;
+  const bool lost = impl.device_lost.load();
+  MS_LOG(INFO) << (lost ? "stopped: the device failed" : "stopped");
+  return lost ? 1 : 0;
 }
 
 void Server::Stop() {

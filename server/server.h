@@ -37,7 +37,7 @@ class Server {
   ~Server();
 
   // Loads, serves, drains. The exit code: 0 after an orderly end, also one that came while loading;
-  // 1 when the model could not be loaded.
+  // 1 when the model could not be loaded, or when its device failed.
   int Run();
 
   // Asks for an orderly end, as SIGTERM does. Any thread.

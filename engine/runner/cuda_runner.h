@@ -9,6 +9,7 @@
 #include "engine/model/hybrid_model.h"
 #include "engine/runner/model_runner.h"
 #include "engine/runner/step_graphs.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/sample.h"
 
 namespace morphserve {
@@ -22,6 +23,8 @@ class CudaRunner final : public ModelRunner {
                                                             kernels::Stream stream, int32_t pieces);
 
   absl::Status Run(const StepBatch& batch, StepResult* result) override;
+  // A fault in a kernel or of the hardware takes the context with it: every later call fails.
+  absl::Status Health() override { return kernels::cuda::Synchronize(stream_); }
 
  private:
   CudaRunner(std::unique_ptr<HybridModel> model, std::byte* arena_base, kernels::Stream stream)

@@ -22,6 +22,8 @@ class ModelRunner {
   // Computes all rows, writes the caches they own. An error ends every sequence of the batch; it is
   // never caused by a request's values.
   virtual absl::Status Run(const StepBatch& batch, StepResult* result) = 0;
+  // Asked after Run has failed: OK when later steps may succeed, else what has gone for good.
+  virtual absl::Status Health() { return absl::OkStatus(); }
 };
 
 }  // namespace morphserve

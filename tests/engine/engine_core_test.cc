@@ -170,6 +170,25 @@ TEST(EngineCore, AFailedStepEndsItsSequencesAndTheNextOnesServe) {
   EXPECT_TRUE(next->done.has_value());
 }
 
+// Catches: requests that wait for ever for a device that will not come back.
+TEST(EngineCore, ADeviceThatIsLostEndsEveryRequest) {
+  CoreHarness harness({.scheduler = {.sequences_max = 1}});
+  harness.runner.fail_step = 3;
+  harness.runner.health = absl::InternalError("an illegal memory access was encountered");
+  auto running = harness.Add(MakeRequest(10, 50));
+  auto waiting = harness.Add(MakeRequest(10, 50));
+  for (int32_t i = 0; i < 2; ++i) harness.Step();
+  EXPECT_EQ(harness.core->lost(), absl::OkStatus());
+  harness.Step();
+  for (const auto& sink : {running, waiting}) {
+    ASSERT_TRUE(sink->error.has_value());
+    EXPECT_EQ(sink->error->code(), absl::StatusCode::kInternal);
+    EXPECT_EQ(ReasonOf(*sink->error), reason::kDeviceLost);
+  }
+  EXPECT_EQ(harness.core->lost(), harness.runner.health);
+  EXPECT_EQ(harness.core->CheckIntegrity(), absl::OkStatus());
+}
+
 TEST(EngineCore, StopTokenEndsWithItsIdAndReason) {
   CoreHarness harness({});
   const std::vector<int32_t> expected = FakeContinuation(MakePrompt(10), 50);

@@ -207,6 +207,15 @@ TEST_F(ServerTest, AStalledEngineEndsLivenessUntilItMoves) {
   EXPECT_TRUE(Eventually([this] { return Serving("liveness") && Serving("readiness"); }));
 }
 
+TEST_F(ServerTest, ADeviceThatFailedEndsTheProcessWithOne) {
+  StartAndLoad({{"drain.withdraw_s", "1"}});
+  EngineLoad load;
+  load.device_lost = "an illegal memory access was encountered";
+  engine_.load()->SetLoad(load);
+  EXPECT_TRUE(Eventually([this] { return !Serving("liveness") && !Serving("readiness"); }));
+  EXPECT_EQ(Join(), 1);
+}
+
 TEST_F(ServerTest, ADrainLetsRunningRequestsHaveTheirTimeThenEndsThem) {
   StartAndLoad({{"drain.timeout_s", "1"}});
   grpc::Status end;
