@@ -4,8 +4,8 @@
 // Shapes       gate, up, dy, dgate, dup [rows, width], one stride for all, in elements.
 // Aliasing     dgate may be gate and dup may be up (the usual case), or either may be dy.
 // Padding      rows == 0 does nothing.
-// Limits       width >= 1.
-// Launch       cpu: rows split statically over the pool.
+// Limits       width >= 1. cuda: rows <= 65535.
+// Launch       cpu: rows split statically over the pool. cuda: an element a thread.
 // Determinism  bitwise repeatable; elements independent. Workspace: none.
 // Errors       INVALID_ARGUMENT for a broken limit.
 #pragma once

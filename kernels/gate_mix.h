@@ -9,7 +9,8 @@
 // Padding      rows == 0: the gradient is 0.
 // Limits       hidden >= 1; 0 <= gate <= 1. `full` may be null at gate 0, `linear` at gate 1.
 // Launch       cpu: rows split statically over the pool; the gradient's rows are added by one
-//              worker.
+//              worker. cuda: a block of 256 threads a row; the gradient's rows by one block, a
+//              thread every 256th of them ascending, then in pairs.
 // Determinism  bitwise repeatable, whatever the threads. Workspace: row_sums [rows] doubles.
 // Errors       INVALID_ARGUMENT for a broken limit.
 #pragma once

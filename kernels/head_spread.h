@@ -6,7 +6,7 @@
 // Aliasing     none.
 // Padding      rows == 0 does nothing.
 // Limits       heads a multiple of kv_heads; d >= 1.
-// Launch       cpu: rows split statically over the pool.
+// Launch       cpu: rows split statically over the pool. cuda: a block a row.
 // Determinism  bitwise repeatable; rows independent. Workspace: none.
 // Errors       INVALID_ARGUMENT for a broken limit.
 #pragma once

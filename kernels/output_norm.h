@@ -8,7 +8,8 @@
 // Aliasing     y may be o; do may be dy or o; dz may be z.
 // Padding      rows == 0 does nothing.
 // Limits       heads, d >= 1; heads * d <= 65536.
-// Launch       cpu: rows split statically over the pool.
+// Launch       cpu: rows split statically over the pool. cuda: a warp a row and head, or a block a
+//              row.
 // Determinism  bitwise repeatable; rows independent. Workspace: none.
 // Errors       INVALID_ARGUMENT for a broken limit.
 #pragma once

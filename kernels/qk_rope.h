@@ -1,6 +1,5 @@
 // What         Per-head norm and rotary embedding of the heads of one tensor in contiguous rows,
-// and
-//              the gradient: what kernels/qk_rope_append.h does to q and k, without pages.
+//              and the gradient: what kernels/qk_rope_append.h does to q and k, without pages.
 // Math         y: each head h is x * (1/sqrt(mean(x*x) + eps)) * w when w is given, then rotated as
 //              there. Gradient: dy is rotated by the negative angle, then goes through the norm
 //              (kernels/rmsnorm_grad.h) when w is given. f32.
@@ -9,7 +8,7 @@
 // Aliasing     y may be x; dx may be dy.
 // Padding      rows == 0 does nothing.
 // Limits       d in 1..256; rotary_dim even, 0 <= rotary_dim <= d.
-// Launch       cpu: rows split statically over the pool.
+// Launch       cpu: rows split statically over the pool. cuda: a warp a row and head.
 // Determinism  bitwise repeatable; rows independent. Workspace: none.
 // Errors       INVALID_ARGUMENT for a broken limit.
 #pragma once

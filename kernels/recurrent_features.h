@@ -13,7 +13,8 @@
 // Aliasing     y may not overlap x; dy is scratch afterwards; dx overlaps nothing.
 // Padding      row_count == 0 does nothing.
 // Limits       d in 1..256; heads >= 1; taps 0..8.
-// Launch       cpu: rows split statically over the pool; the gradient in two passes.
+// Launch       cpu: rows split statically over the pool; the gradient in two passes. cuda: a warp a
+//              row and head; the gradient's second pass a block a row.
 // Determinism  bitwise repeatable; rows independent. Workspace: none.
 // Errors       INVALID_ARGUMENT for a broken limit.
 #pragma once

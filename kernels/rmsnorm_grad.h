@@ -1,11 +1,12 @@
 // What         Gradient of kernels/rmsnorm.h (without its residual) with respect to x.
 // Math         r = 1 / sqrt(mean(x * x) + eps); z = w * dy;
-//              dx = [dx +] r * z - x * r^3 * <z, x> / hidden. f32; sums over 16 lanes as there.
+//              dx = [dx +] r * z - x * r^3 * <z, x> / hidden. f32; sums over 16 lanes as there
+//              (cuda: over 256 threads, then in pairs).
 // Shapes       x, dy, dx [rows, hidden]; w [hidden]. Strides in elements.
 // Aliasing     dx may be dy.
 // Padding      rows == 0 does nothing.
 // Limits       1 <= hidden <= 65536; eps >= 0.
-// Launch       cpu: rows split statically over the pool.
+// Launch       cpu: rows split statically over the pool. cuda: a block a row.
 // Determinism  bitwise repeatable; rows independent. Workspace: none.
 // Errors       INVALID_ARGUMENT for a broken limit.
 #pragma once

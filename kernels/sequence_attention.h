@@ -7,7 +7,8 @@
 //              Gradient, with D = <p, dout v^T> = <dout, o> and dS = m * p * (dout v^T - D):
 //              dq = scale * dS k; dk += scale * dS^T q; dv += m * p^T dout; dgate = D * m (1 -
 //              m/2). Products are FMA chains (d, or the rows, ascending), softmax sums run over 16
-//              lanes.
+//              lanes. cuda: products on the tensor core from split tf32 (an error of 2^-22 a term),
+//              softmax with running maxima over 32 keys at a time.
 // Shapes       q, out, dout, dq [tokens, heads, d]; k, v, dk, dv [tokens, kv_heads, d]; gate, dgate
 //              [tokens, heads] in rows of `gate_stride`; gate_bias [heads]. Pointers are those of
 //              row 0 of the sequence; a call does rows [row_begin, row_begin + row_count).
@@ -16,13 +17,15 @@
 // Padding      row_count == 0 does nothing.
 // Limits       d in 1..256; heads a multiple of kv_heads; window, sinks >= 0.
 // Launch       cpu: pack keys and values seen by the block, then items (kv head, 6 rows of q), then
-//              for the gradient items (kv head, 6 keys).
-// Cost         flops = 4 * d per (head, row, key) forward, 10 * d with the gradient.
+//              for the gradient items (kv head, 6 keys). cuda: blocks (head, 64 rows); for the
+//              gradient then (kv head, 64 keys, 64 columns).
+// Cost         flops = 4 * d per (head, row, key) forward, 10 * d with the gradient
+//              (cuda: 18, scores being computed three times).
 // Determinism  bitwise repeatable; independent of threads and of the instruction set. Workspace:
-//              SequenceAttentionWorkspaceBytes.
+//              SequenceAttentionWorkspaceBytes; cuda::SequenceAttentionBytes.
 // Errors       INVALID_ARGUMENT for a broken limit.
 // Source       Dao et al. 2022 (arXiv 2205.14135), with whole score rows instead of saved
-//              log-sum-exps: a block's scores fit in memory here.
+//              log-sum-exps on the CPU: a block's scores fit in memory there.
 #pragma once
 
 #include <cstddef>

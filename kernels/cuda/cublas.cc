@@ -84,7 +84,8 @@ absl::Status CublasStatus(cublasStatus_t code, const char* what) {
     if (!ms_cublas_status.ok()) return ms_cublas_status;             \
   } while (false)
 
-// cuBLASLt's view of a product: column-major, so y^T[n][m] = (w^T)^T x^T.
+// cuBLASLt's view of a product: column-major, so y^T[n][m] = (w^T)^T x^T, and w[k][n] is w^T
+// itself.
 class Descriptors {
  public:
   explicit Descriptors(const Library& library) : l_(library) {}
@@ -101,10 +102,12 @@ class Descriptors {
     const auto n64 = static_cast<uint64_t>(p.n), k64 = static_cast<uint64_t>(p.k);
     const auto m64 = static_cast<uint64_t>(m);
     MS_CUBLAS_RETURN_IF_ERROR(l_.desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const bool by_input = p.w_stride != 0;
+    const cublasOperation_t operation = by_input ? CUBLAS_OP_N : CUBLAS_OP_T;
     MS_CUBLAS_RETURN_IF_ERROR(
-        l_.desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
-    MS_CUBLAS_RETURN_IF_ERROR(l_.layout_create(&w, CUDA_R_16BF, k64, n64, p.k));
+        l_.desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &operation, sizeof(operation)));
+    MS_CUBLAS_RETURN_IF_ERROR(l_.layout_create(&w, CUDA_R_16BF, by_input ? n64 : k64,
+                                               by_input ? k64 : n64, by_input ? p.w_stride : p.k));
     MS_CUBLAS_RETURN_IF_ERROR(l_.layout_create(&x, CUDA_R_16BF, k64, m64, p.k));
     MS_CUBLAS_RETURN_IF_ERROR(l_.layout_create(&y, CUDA_R_32F, n64, m64, p.y_stride));
     return absl::OkStatus();
@@ -139,12 +142,12 @@ class Products {
   }
 
  private:
-  using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, bool>;
+  using Key = std::tuple<int32_t, int32_t, int64_t, int32_t, int64_t, bool>;
 
   absl::StatusOr<cublasLtMatmulAlgo_t> Algorithm(const Library& l, const BigProduct& p) {
     const int32_t bucket = BucketOf(p.m);
     const bool aligned = reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
-    const Key key(p.n, p.k, bucket, p.y_stride, aligned);
+    const Key key(p.n, p.k, p.w_stride, bucket, p.y_stride, aligned);
     if (const auto found = algorithms_.find(key); found != algorithms_.end()) return found->second;
     Descriptors d(l);
     if (absl::Status status = d.Create(p, bucket); !status.ok()) return status;

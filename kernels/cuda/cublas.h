@@ -13,11 +13,13 @@ namespace morphserve::kernels::cuda {
 
 inline constexpr int64_t kCublasWorkspaceBytes = int64_t{32} << 20;
 
-// y[m][n] = [y +] x[m][k] w[n][k]^T: x and w bf16, y and the sums f32. k is a multiple of 8; rows
-// of x and w are k apart and aligned to 16 bytes.
+// y[m][n] = [y +] x[m][k] w[n][k]^T, or x[m][k] w[k][n] when w_stride is given: x and w bf16, y and
+// the sums f32. k is a multiple of 8; rows of x and w[n][k] are k apart, those of w[k][n] w_stride,
+// and all are aligned to 16 bytes.
 struct BigProduct {
   const void* x = nullptr;
   const void* w = nullptr;
+  int64_t w_stride = 0;  // 0: w is [n][k].
   float* y = nullptr;
   int64_t y_stride = 0;
   int32_t m = 0;
@@ -27,8 +29,8 @@ struct BigProduct {
   std::byte* workspace = nullptr;  // kCublasWorkspaceBytes, aligned to 64.
 };
 
-// The algorithm is chosen once for (n, k, bucket of m, alignment of y) and kept, so that equal
-// calls give equal bits.
+// The algorithm is chosen once for (n, k, w_stride, bucket of m, alignment of y) and kept, so that
+// equal calls give equal bits.
 absl::Status RunBigProduct(const BigProduct& product, Stream stream);
 
 }  // namespace morphserve::kernels::cuda

@@ -23,14 +23,15 @@ __device__ inline RowRotation RotationOfRow(const float* cos, const float* sin, 
   return {cos + row * (rotary_dim / 2), sin + row * (rotary_dim / 2), rotary_dim, interleaved};
 }
 
-// Element i of the rotated head.
-__device__ inline float RotatedElement(const float* head, int i, const RowRotation& rotation) {
+// Element i of the rotated head; direction -1 rotates back.
+__device__ inline float RotatedElement(const float* head, int i, const RowRotation& rotation,
+                                       float direction = 1.0f) {
   if (i >= rotation.rotary_dim) return head[i];
   const int half = rotation.rotary_dim / 2;
   const int pair = rotation.interleaved ? i / 2 : i % half;
   const bool is_second = rotation.interleaved ? i % 2 != 0 : i >= half;
   const int other = rotation.interleaved ? i ^ 1 : (is_second ? i - half : i + half);
-  const float c = rotation.cos[pair], s = rotation.sin[pair];
+  const float c = rotation.cos[pair], s = direction * rotation.sin[pair];
   return is_second ? head[i] * c + head[other] * s : head[i] * c - head[other] * s;
 }
 
@@ -44,7 +45,8 @@ struct LaneRotation {
   __device__ bool IsSecond(int i) const {
     return rotation.interleaved ? i % 2 != 0 : i >= rotation.rotary_dim / 2;
   }
-  __device__ explicit LaneRotation(const RowRotation& of_row) : rotation(of_row) {
+  __device__ explicit LaneRotation(const RowRotation& of_row, float direction = 1.0f)
+      : rotation(of_row) {
     const int half = rotation.rotary_dim / 2;
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
@@ -52,7 +54,7 @@ struct LaneRotation {
       if (i >= rotation.rotary_dim) continue;
       const int pair = rotation.interleaved ? i / 2 : i < half ? i : i - half;
       cos[j] = rotation.cos[pair];
-      sin[j] = IsSecond(i) ? rotation.sin[pair] : -rotation.sin[pair];
+      sin[j] = direction * (IsSecond(i) ? rotation.sin[pair] : -rotation.sin[pair]);
     }
   }
   // The rotated element j of the lane; the head is read by other lanes too.
@@ -79,8 +81,9 @@ struct LaneRotation {
   }
 };
 
-__device__ inline void RotateHead(float* head, int d, const RowRotation& rotation) {
-  LaneRotation<kHeadDimMax / kWarp>(rotation).Rotate(head, d);
+__device__ inline void RotateHead(float* head, int d, const RowRotation& rotation,
+                                  float direction = 1.0f) {
+  LaneRotation<kHeadDimMax / kWarp>(rotation, direction).Rotate(head, d);
 }
 
 // The sum of squares of the head, on all lanes; each lane reads elements lane, lane + 32, ...

@@ -5,7 +5,6 @@
 // workspace, a range of outputs at a time. f32 weights, the reference mode, have a plain kernel of
 // their own.
 #include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <algorithm>
 #include <array>
@@ -14,6 +13,7 @@
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/gemv.h"
+#include "kernels/cuda/matrix_bf16.h"
 #include "kernels/cuda/matrix_layout.h"
 #include "kernels/cuda/ops.h"
 
@@ -56,38 +56,6 @@ __global__ void RoundRowsKernel(const MatmulArgs args, int32_t k, int32_t inputs
   __nv_bfloat16* to = out + int64_t{blockIdx.x} * inputs;
   for (int i = threadIdx.x; i < inputs; i += kThreads) {
     to[i] = __float2bfloat16_rn(row >= 0 && i < k ? x[i] : 0.0f);
-  }
-}
-
-// Rows of a quantised matrix as bf16, eight inputs of a group a thread: the piece of a lane.
-__global__ void DequantiseKernel(const PackedMatrix w, int32_t first, int32_t inputs,
-                                 __nv_bfloat16* out) {
-  const int64_t row = first + static_cast<int32_t>(blockIdx.x);
-  const std::byte* data = w.data + row * RowBytes(w.format, w.k);
-  const std::byte* scales =
-      w.data + ScaleOffset(w.format, w.n, w.k) + row * ScaleRowBytes(w.format, w.k);
-  for (int i = threadIdx.x * 8; i < inputs; i += kThreads * 8) {
-    const std::byte* step = data + i / StepInputs(w.format) * kStepBytes;
-    const int in_step = i % StepInputs(w.format);
-    __align__(16) __nv_bfloat16 eight[8];
-    if (w.format == WeightFormat::kQ8) {
-      const float d = __half2float(reinterpret_cast<const __half*>(scales)[i / kGroup]);
-      const auto* bytes = reinterpret_cast<const int8_t*>(step);
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-        eight[j] = __float2bfloat16_rn(d * bytes[Q8Byte(in_step) + Q8Byte(j)]);
-    } else {
-      const float2 scale = __half22float2(reinterpret_cast<const __half2*>(scales)[i / kGroup]);
-      const uint32_t word = reinterpret_cast<const uint32_t*>(step)[Q4Word(in_step)];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        // Rounded after the product, as UnpackRow does.
-        const float product = __fmul_rn(scale.x, static_cast<float>(word >> Q4Bit(j) & 15u));
-        eight[j] = __float2bfloat16_rn(__fadd_rn(product, scale.y));
-      }
-    }
-    *reinterpret_cast<uint4*>(out + int64_t{blockIdx.x} * inputs + i) =
-        *reinterpret_cast<uint4*>(eight);
   }
 }
 
@@ -176,9 +144,7 @@ absl::Status LargePart(const MatmulArgs& args, const MatmulPart& part, const Lay
   std::byte* const tile = args.workspace + layout.weights;
   for (int32_t first = 0; first < w.n; first += static_cast<int32_t>(layout.weight_rows)) {
     const int32_t count = static_cast<int32_t>(std::min<int64_t>(layout.weight_rows, w.n - first));
-    DequantiseKernel<<<static_cast<unsigned>(count), kThreads, 0, StreamOf(stream)>>>(
-        w, first, static_cast<int32_t>(layout.inputs), reinterpret_cast<__nv_bfloat16*>(tile));
-    absl::Status status = LaunchStatus("dequantise");
+    absl::Status status = RowsAsBf16(w, first, count, count, tile, stream);
     if (status.ok()) status = LargeRange(args, part, layout, tile, first, count, stream);
     if (!status.ok()) return status;
   }

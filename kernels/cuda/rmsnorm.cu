@@ -1,8 +1,10 @@
-// Root-mean-square norm: one block a row, the row in registers between its two passes.
-// Floor: bytes = rows * hidden * 4 * (2 + residual + h_out) over the memory bus.
+// Root-mean-square norm and its gradient: one block a row, in two passes.
+// Floor: bytes = rows * hidden * 4 * (2 + residual + h_out) over the memory bus; of the gradient
+// 3 + accumulate instead.
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/selection_ops.h"
 #include "kernels/cuda/warp.cuh"
 
 namespace morphserve::kernels::cuda {
@@ -33,16 +35,47 @@ __global__ void RmsNormKernel(const RmsNormArgs args) {
   }
 }
 
+__global__ void RmsNormGradKernel(const RmsNormGradArgs args) {
+  __shared__ float shared[kWarp + 1];
+  const int64_t row = blockIdx.x;
+  const float* x = args.x + row * args.x_stride;
+  const float* dy = args.dy + row * args.dy_stride;
+  float* dx = args.dx + row * args.dx_stride;
+  float squares = 0, along = 0;
+  for (int i = threadIdx.x; i < args.hidden; i += kThreads) {
+    squares += x[i] * x[i];
+    along += args.weight[i] * dy[i] * x[i];
+  }
+  const auto hidden = static_cast<float>(args.hidden);
+  const float inverse = 1.0f / sqrtf(BlockSum(squares, shared) / hidden + args.eps);
+  const float pull = inverse * inverse * inverse * BlockSum(along, shared) / hidden;
+  // A thread reads only what it alone writes, so that dx may lie over dy.
+  for (int i = threadIdx.x; i < args.hidden; i += kThreads) {
+    const float d = inverse * args.weight[i] * dy[i] - x[i] * pull;
+    dx[i] = args.accumulate ? dx[i] + d : d;
+  }
+}
+
 }  // namespace
 
 absl::Status RmsNorm(const RmsNormArgs& args, Stream stream) {
   if (args.hidden < 1 || args.hidden > 65536 || !(args.eps >= 0) || args.rows < 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("RmsNorm: hidden %d, eps %g, rows %d",
-                                                      args.hidden, args.eps, args.rows));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("RmsNorm: hidden %d, eps %g, rows %d", args.hidden, args.eps, args.rows));
   }
   if (args.rows == 0) return absl::OkStatus();
   RmsNormKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
   return LaunchStatus("RmsNorm");
+}
+
+absl::Status RmsNormGrad(const RmsNormGradArgs& args, Stream stream) {
+  if (args.hidden < 1 || args.hidden > 65536 || !(args.eps >= 0) || args.rows < 0) {
+    return absl::InvalidArgumentError(absl::StrFormat("RmsNormGrad: hidden %d, eps %g, rows %d",
+                                                      args.hidden, args.eps, args.rows));
+  }
+  if (args.rows == 0) return absl::OkStatus();
+  RmsNormGradKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
+  return LaunchStatus("RmsNormGrad");
 }
 
 }  // namespace morphserve::kernels::cuda

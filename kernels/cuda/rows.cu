@@ -1,4 +1,5 @@
-// The operations that only move rows: embedding look-up, rotary angles, gathering. A block a row.
+// The operations that only move rows: embedding look-up, rotary angles, gathering and its reverse,
+// heads of a group. A block a row.
 // Floor: the bytes of y, written once, and of what it is read from.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -8,6 +9,7 @@
 #include "kernels/cuda/matrix_layout.h"
 #include "kernels/cuda/matrix_value.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/selection_ops.h"
 
 namespace morphserve::kernels::cuda {
 namespace {
@@ -42,6 +44,45 @@ __global__ void CopyRowsKernel(const CopyRowsArgs args) {
   }
 }
 
+__global__ void ScatterRowsKernel(const CopyRowsArgs args) {
+  const int64_t row = args.row_list[blockIdx.x];
+  if (row < 0) return;
+  const float* x = args.x + blockIdx.x * args.x_stride;
+  for (int i = threadIdx.x; i < args.width; i += kThreads) args.y[row * args.y_stride + i] = x[i];
+}
+
+__global__ void SpreadHeadsKernel(const HeadSpreadShape shape, const float* narrow,
+                                  int64_t narrow_stride, float* wide, int64_t wide_stride) {
+  const float* from = narrow + blockIdx.x * narrow_stride;
+  float* to = wide + blockIdx.x * wide_stride;
+  const int d = shape.head_dim, group_width = shape.heads / shape.kv_heads * d;
+  for (int i = threadIdx.x; i < shape.heads * d; i += kThreads) {
+    to[i] = from[i / group_width * d + i % d];
+  }
+}
+
+__global__ void FoldHeadsKernel(const HeadSpreadShape shape, const float* wide, int64_t wide_stride,
+                                float* narrow, int64_t narrow_stride) {
+  const float* from = wide + blockIdx.x * wide_stride;
+  float* to = narrow + blockIdx.x * narrow_stride;
+  const int d = shape.head_dim, group = shape.heads / shape.kv_heads;
+  for (int i = threadIdx.x; i < shape.kv_heads * d; i += kThreads) {
+    float sum = 0;
+    for (int head = 0; head < group; ++head) sum += from[(i / d * group + head) * d + i % d];
+    to[i] += sum;
+  }
+}
+
+absl::Status Check(const HeadSpreadShape& shape) {
+  if (shape.rows < 0 || shape.heads < 1 || shape.kv_heads < 1 || shape.head_dim < 1 ||
+      shape.heads % shape.kv_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrFormat("%d rows of %d heads of %d for %d heads",
+                                                      shape.rows, shape.kv_heads, shape.head_dim,
+                                                      shape.heads));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status Embed(const EmbedArgs& args, Stream stream) {
@@ -72,6 +113,32 @@ absl::Status CopyRows(const CopyRowsArgs& args, Stream stream) {
   if (args.rows == 0 || args.width == 0) return absl::OkStatus();
   CopyRowsKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
   return LaunchStatus("CopyRows");
+}
+
+absl::Status ScatterRows(const CopyRowsArgs& args, Stream stream) {
+  if (args.rows < 0 || args.width < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("ScatterRows: rows %d, width %d", args.rows, args.width));
+  }
+  if (args.rows == 0 || args.width == 0) return absl::OkStatus();
+  ScatterRowsKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
+  return LaunchStatus("ScatterRows");
+}
+
+absl::Status SpreadHeads(const HeadSpreadShape& shape, const float* narrow, int64_t narrow_stride,
+                         float* wide, int64_t wide_stride, Stream stream) {
+  if (absl::Status status = Check(shape); !status.ok() || shape.rows == 0) return status;
+  SpreadHeadsKernel<<<static_cast<unsigned>(shape.rows), kThreads, 0, StreamOf(stream)>>>(
+      shape, narrow, narrow_stride, wide, wide_stride);
+  return LaunchStatus("SpreadHeads");
+}
+
+absl::Status FoldHeads(const HeadSpreadShape& shape, const float* wide, int64_t wide_stride,
+                       float* narrow, int64_t narrow_stride, Stream stream) {
+  if (absl::Status status = Check(shape); !status.ok() || shape.rows == 0) return status;
+  FoldHeadsKernel<<<static_cast<unsigned>(shape.rows), kThreads, 0, StreamOf(stream)>>>(
+      shape, wide, wide_stride, narrow, narrow_stride);
+  return LaunchStatus("FoldHeads");
 }
 
 }  // namespace morphserve::kernels::cuda
