@@ -22,17 +22,18 @@ namespace morphserve::kernels {
 struct SelectionBackend {
   const char* name = "";
 
-  // How much of a sequence one call is given, so that it is short, and yet worth its start; 0: all
-  // of it. Rows are a multiple of 64.
-  int32_t rows = 0;
-  int32_t product_rows = 0;     // Of a gradient of a product,
+  // The memory is a device's, and calls only enter the stream's queue: `wait` tells that they are
+  // done.
+  bool on_device = false;
+  // How much of a sequence a call is given, so that it is short, and yet worth its start; 0: all.
+  int32_t rows = 0;             // A multiple of 64.
+  int32_t product_rows = 0;     // Of the gradient of a product,
   int32_t product_outputs = 0;  // and its outputs.
-  // Calls only enter the stream's queue; wait() tells when they are done.
-  bool queues = false;
 
   absl::Status (*gate_mix)(const GateMixArgs&, Stream) = nullptr;
   absl::Status (*gate_grad)(const GateGradArgs&, Stream) = nullptr;
-  absl::Status (*scale)(const ScaleArgs&, Stream) = nullptr;
+  absl::Status (*scale)(const float* from, float factor, float* to, int64_t count,
+                        Stream) = nullptr;
   absl::Status (*spread_heads)(const HeadSpreadShape&, const float* narrow, int64_t narrow_stride,
                                float* wide, int64_t wide_stride, Stream) = nullptr;
   absl::Status (*fold_heads)(const HeadSpreadShape&, const float* wide, int64_t wide_stride,

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/status_macros.h"
 #include "morph/flop_count.h"
 
 namespace morphserve {
@@ -41,7 +42,7 @@ void AlignmentLoss::AddEvaluate(WorkList* list, int32_t index, std::vector<float
     return;
   }
   if (!teachers_[at].known) {
-    AddTeacherPass(list, model_, &sample, &teachers_[at], nullptr);
+    AddTeacherPass(list, model_, &sample, &teachers_[at], /*keep_inputs=*/false);
     flops_ += layers_ * (MixerFlops(config, branches, tokens, {.full = true, .linear = false}) +
                          MlpFlops(config, tokens));
   }
@@ -53,9 +54,9 @@ void AlignmentLoss::AddEvaluate(WorkList* list, int32_t index, std::vector<float
       const float* const apart = apart_.data() + static_cast<size_t>(l) * tap;
       result->loss += Weight(l, sample) * DotOfRows(apart, apart, static_cast<int64_t>(tap));
     }
-    std::fill_n(model_->dx(), int64_t{model_->tokens()} * hidden_, 0.0f);
     return absl::OkStatus();
   });
+  model_->AddZeroGrad(list);
   for (int32_t l = layers_ - 1; l >= 0; --l) AddBackward(list, l, sample, result);
 }
 
@@ -63,16 +64,14 @@ void AlignmentLoss::AddForward(WorkList* list, const CalibrationSample& sample) 
   const ModelConfig& config = *model_->source().config;
   const BranchesConfig& branches = model_->source().branches->header.config;
   const auto tokens = static_cast<int32_t>(sample.tokens.size());
-  const size_t stream = sample.tokens.size() * static_cast<size_t>(hidden_);
   const size_t tap = sample.scored.size() * static_cast<size_t>(hidden_);
-  inputs_.resize(static_cast<size_t>(layers_) * stream);
   apart_.resize(static_cast<size_t>(layers_) * tap);
   model_->AddEmbed(list, sample.tokens);
   for (int32_t l = 0; l < layers_; ++l) {
     const auto at = static_cast<size_t>(l);
     const float gate = gates_[at];
     const Mixers mixers = {.full = gate > 0, .linear = gate < 1};
-    AddSaveStream(list, model_, inputs_.data() + at * stream);
+    model_->AddKeepInput(list, l);
     model_->AddMixers(list, l, mixers);
     model_->AddMix(list, gate);
     AddTap(list, model_, &sample.scored, apart_.data() + at * tap);
@@ -87,13 +86,11 @@ void AlignmentLoss::AddForward(WorkList* list, const CalibrationSample& sample) 
 void AlignmentLoss::AddSeed(WorkList* list, int32_t layer, const CalibrationSample& sample) {
   list->Add([this, layer, &sample] {
     const size_t tap = sample.scored.size() * static_cast<size_t>(hidden_);
-    const float* apart = apart_.data() + static_cast<size_t>(layer) * tap;
+    const float* const apart = apart_.data() + static_cast<size_t>(layer) * tap;
     const auto factor = static_cast<float>(2 * Weight(layer, sample));
-    for (const int32_t row : sample.scored) {
-      float* const dx = model_->dx() + row * hidden_;
-      for (int64_t i = 0; i < hidden_; ++i) dx[i] += factor * *apart++;
-    }
-    return absl::OkStatus();
+    std::vector<float> seeds(tap);
+    for (size_t i = 0; i < tap; ++i) seeds[i] = factor * apart[i];
+    return model_->AddToGrad(sample.scored, seeds.data());
   });
 }
 
@@ -102,11 +99,9 @@ void AlignmentLoss::AddBackward(WorkList* list, int32_t layer, const Calibration
   const ModelConfig& config = *model_->source().config;
   const BranchesConfig& branches = model_->source().branches->header.config;
   const auto tokens = static_cast<int32_t>(sample.tokens.size());
-  const size_t stream = sample.tokens.size() * static_cast<size_t>(hidden_);
   const auto at = static_cast<size_t>(layer);
   const float gate = gates_[at];
-  const float* const input = inputs_.data() + at * stream;
-  AddRestoreStream(list, model_, input);
+  model_->AddTakeInput(list, layer);
   model_->AddMixers(list, layer, {.full = true, .linear = true});
   flops_ += MixerFlops(config, branches, tokens, {.full = true, .linear = true});
   if (layer < layers_ - 1) {
@@ -117,7 +112,7 @@ void AlignmentLoss::AddBackward(WorkList* list, int32_t layer, const Calibration
   AddSeed(list, layer, sample);
   model_->AddGateGrad(list, &result->gradient[at]);
   if (layer == 0) return;  // Nothing looks at the embedding's gradient.
-  model_->AddMixerGrad(list, layer, gate, input);
+  model_->AddMixerGrad(list, layer, gate);
   flops_ += MixerGradFlops(config, branches, tokens, {.full = gate > 0, .linear = gate < 1});
 }
 
@@ -134,14 +129,15 @@ void AlignmentLoss::AddLocal(WorkList* list, int32_t index, AlignmentResult* res
     model_->AddEmbed(list, sample.tokens);
     for (int32_t l = 0; l < layers_; ++l) {
       model_->AddMixers(list, l, {.full = true, .linear = true});
-      list->Add([this, &sample, out = &distances[static_cast<size_t>(l)]] {
-        std::vector<float> apart(static_cast<size_t>(hidden_));
-        for (const int32_t row : sample.scored) {
-          const float* const full = model_->full() + row * hidden_;
-          const float* const linear = model_->linear() + row * hidden_;
-          for (size_t i = 0; i < apart.size(); ++i) apart[i] = linear[i] - full[i];
-          *out += DotOfRows(apart.data(), apart.data(), hidden_) /
-                  static_cast<double>(sample.scored.size());
+      list->Add([this, &sample, out = &distances[static_cast<size_t>(l)]]() -> absl::Status {
+        const auto scored = static_cast<double>(sample.scored.size());
+        std::vector<float> full(sample.scored.size() * static_cast<size_t>(hidden_));
+        std::vector<float> apart(full.size());
+        MS_RETURN_IF_ERROR(model_->ReadRows(model_->full(), sample.scored, full.data()));
+        MS_RETURN_IF_ERROR(model_->ReadRows(model_->linear(), sample.scored, apart.data()));
+        for (size_t i = 0; i < apart.size(); ++i) apart[i] -= full[i];
+        for (size_t row = 0; row < apart.size(); row += static_cast<size_t>(hidden_)) {
+          *out += DotOfRows(apart.data() + row, apart.data() + row, hidden_) / scored;
         }
         return absl::OkStatus();
       });

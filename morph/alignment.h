@@ -57,7 +57,6 @@ class AlignmentLoss {
   const int64_t hidden_;
   std::vector<TeacherStates> teachers_;
   std::vector<std::vector<double>> distances_;  // kLocal: of each sample, [layers]
-  std::vector<float> inputs_;                   // [layers][tokens][hidden]
   std::vector<float> apart_;                    // [layers][scored][hidden]: mixed - teacher
   std::vector<float> gates_;
   double flops_ = 0;

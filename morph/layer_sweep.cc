@@ -59,8 +59,9 @@ LayerSweep::LayerSweep(SelectionModel* model, SweepTotals totals) : LayerSweep(m
 
 int64_t LayerSweep::Bytes(const ModelConfig& config, int32_t tokens, int32_t scored) {
   const int64_t layers = config.layers;
-  const int64_t rows = layers * tokens + (layers * (layers + 1) / 2 + layers + 2) * scored;
-  return 4 * (rows * config.hidden + 16 * int64_t{config.vocab});
+  const int64_t rows = (layers * (layers + 1) / 2 + layers + 2) * scored;
+  return SelectionModel::KeptBytes(config, tokens) + 4 * rows * config.hidden +
+         LogitDistance::Bytes(config);
 }
 
 void LayerSweep::AddSample(WorkList* list, const CalibrationSample* sample, bool plain) {
@@ -69,7 +70,7 @@ void LayerSweep::AddSample(WorkList* list, const CalibrationSample* sample, bool
   const size_t tap = sample->scored.size() * static_cast<size_t>(hidden_);
   last_.resize(tap);
   sample_totals_ = SweepTotals(layers_);
-  AddTeacherPass(list, model_, sample, &teacher_, &inputs_);
+  AddTeacherPass(list, model_, sample, &teacher_, /*keep_inputs=*/true);
   flops_ += layers_ * (MixerFlops(config, model_->source().branches->header.config, tokens,
                                   {.full = true, .linear = false}) +
                        MlpFlops(config, tokens));
@@ -97,11 +98,10 @@ void LayerSweep::AddLayer(WorkList* list, const CalibrationSample* sample, int32
   const ModelConfig& config = *model_->source().config;
   const BranchesConfig& branches = model_->source().branches->header.config;
   const auto tokens = static_cast<int32_t>(sample->tokens.size());
-  const size_t stream = sample->tokens.size() * static_cast<size_t>(hidden_);
   const size_t tap = sample->scored.size() * static_cast<size_t>(hidden_);
   const auto at = static_cast<size_t>(layer);
   if (!plain) deltas_[at].resize(static_cast<size_t>(layers_ - layer) * tap);
-  AddRestoreStream(list, model_, inputs_.data() + at * stream);
+  model_->AddTakeInput(list, layer);
   for (int32_t l = layer; l < layers_; ++l) {
     const float gate = l == layer ? 1 - step_ : 1;
     const Mixers mixers = {.full = gate > 0, .linear = gate < 1};

@@ -46,7 +46,7 @@ class LayerSweep {
   // Goes on from stored totals, with steps of 1.
   LayerSweep(SelectionModel* model, SweepTotals totals);
 
-  // Bytes beside the model's for samples of such a size.
+  // Bytes beside the model's for samples of such a size, inputs that the model keeps among them.
   static int64_t Bytes(const ModelConfig& config, int32_t tokens, int32_t scored);
 
   // The jobs of one sample; the totals change when the last of them has run.
@@ -66,7 +66,6 @@ class LayerSweep {
   const int64_t hidden_;
   LogitDistance distance_;
   TeacherStates teacher_;
-  std::vector<float> inputs_;               // [layers][tokens][hidden]
   std::vector<std::vector<float>> deltas_;  // [layer m][state l >= m][scored][hidden]
   std::vector<float> last_;                 // [scored][hidden]
   SweepTotals totals_;

@@ -8,7 +8,7 @@
 namespace morphserve {
 namespace {
 
-constexpr int32_t kBlockRows = 8;  // Logits are wide, and a job is to be short.
+constexpr int32_t kBlockRows = SelectionModel::kLogitRows;
 
 struct Row {
   double log_sum = 0;  // log of the sum of exp(logit)
@@ -52,6 +52,10 @@ void PredictionTotals::Add(const PredictionTotals& more) {
   right += more.right;
   teacher_right += more.teacher_right;
   agree += more.agree;
+}
+
+int64_t LogitDistance::Bytes(const ModelConfig& config) {
+  return 2 * kBlockRows * int64_t{config.vocab} * static_cast<int64_t>(sizeof(float));
 }
 
 LogitDistance::LogitDistance(SelectionModel* model) : model_(model) {

@@ -29,6 +29,7 @@ class LogitDistance {
  public:
   // Holds two blocks of logits.
   explicit LogitDistance(SelectionModel* model);
+  static int64_t Bytes(const ModelConfig& config);
 
   // Compares rows [sample.scored, hidden] of both streams when its turn comes. `per_position`
   // (may be null) gets 1 for each position whose student is right, else 0.

@@ -61,7 +61,7 @@ void PlanQuality::AddSample(WorkList* list, const std::vector<int32_t>& full,
   last_.resize(sample->scored.size() * static_cast<size_t>(config.hidden));
   right_.clear();
   if (!teacher->known) {
-    AddTeacherPass(list, model_, sample, teacher, nullptr);
+    AddTeacherPass(list, model_, sample, teacher, /*keep_inputs=*/false);
     list->Add([teacher] {
       teacher->targets = {};
       return absl::OkStatus();

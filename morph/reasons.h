@@ -8,6 +8,7 @@ inline constexpr char kTargetUnreachable[] = "TARGET_UNREACHABLE";
 inline constexpr char kQualityBelowMin[] = "QUALITY_BELOW_MIN";
 inline constexpr char kCostsUnknown[] = "COSTS_UNKNOWN";
 inline constexpr char kPlanMemory[] = "PLAN_MEMORY";
+inline constexpr char kSelectionMemory[] = "SELECTION_MEMORY";
 inline constexpr char kPlanTableFull[] = "PLANS_LIVE_MAX";
 inline constexpr char kPlanChanged[] = "PLAN_CHANGED";
 inline constexpr char kMorphRunning[] = "MORPH_RUNNING";

@@ -112,9 +112,8 @@ int64_t LayerSelection::Bytes(const SelectionSource& source, const SelectionOpti
   const int32_t tokens = std::max(o.tokens, o.plain_samples > 0 ? o.plain_tokens : 0);
   int64_t bytes = SelectionModel::Bytes(source, tokens, o.gates, o.block_rows) +
                   LayerSweep::Bytes(c, tokens, o.scored_max);
-  if (o.gates) {  // Teachers of every sample, layer inputs, differences.
-    const int64_t rows =
-        int64_t{c.layers} * tokens + (int64_t{o.samples} + 1) * (c.layers + 1) * o.scored_max;
+  if (o.gates) {  // Teachers of every sample, differences.
+    const int64_t rows = (int64_t{o.samples} + 1) * (c.layers + 1) * o.scored_max;
     bytes += 4 * rows * c.hidden;
   }
   return bytes;
@@ -129,6 +128,7 @@ absl::StatusOr<std::unique_ptr<LayerSelection>> LayerSelection::Create(
   MS_ASSIGN_OR_RETURN(selection->model_,
                       SelectionModel::Create(source, LongestSample(selection->data_), options.gates,
                                              options.block_rows));
+  selection->slices_ = WorkSlices(source);
   selection->sweep_ = std::make_unique<LayerSweep>(selection->model_.get());
   selection->progress_.units = static_cast<int32_t>(selection->data_.recall.size());
   if (!options.checkpoint.empty()) MS_RETURN_IF_ERROR(selection->Resume());
@@ -147,7 +147,7 @@ absl::StatusOr<bool> LayerSelection::RunSlice(absl::Time until) {
       continue;
     }
     const absl::Time started = clock_->Now();
-    MS_RETURN_IF_ERROR(list_.RunOne());
+    MS_RETURN_IF_ERROR(slices_.Run(&list_, *clock_, until));
     const absl::Time now = clock_->Now();
     cost().seconds += absl::ToDoubleSeconds(now - started);
     if (now >= until) return true;

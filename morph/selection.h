@@ -25,6 +25,7 @@
 #include "morph/layer_sweep.h"
 #include "morph/selection_model.h"
 #include "morph/selection_report.h"
+#include "morph/work_slices.h"
 
 namespace morphserve {
 
@@ -43,7 +44,7 @@ struct SelectionOptions {
   int32_t watched_k = 0;  // Stop early when this top set stands still; 0: never.
   double lambda = 0;      // 0: what gives mean_gate under the interaction matrix.
   double mean_gate = 0.5;
-  int32_t block_rows = 64;
+  int32_t block_rows = 0;       // Of a job; 0: as many as suit the backend.
   std::string checkpoint = "";  // A file to keep and resume progress in; empty: none.
 };
 
@@ -81,8 +82,8 @@ class LayerSelection {
   // Bytes that a selection will hold.
   static int64_t Bytes(const SelectionSource& source, const SelectionOptions& options);
 
-  // Runs jobs until `until`, at least one. True: there is more to do. CANCELLED after Cancel. Any
-  // error ends the selection.
+  // Runs jobs until `until`, at least one, and waits for them. True: there is more to do. CANCELLED
+  // after Cancel. Any error ends the selection.
   absl::StatusOr<bool> RunSlice(absl::Time until);
 
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
@@ -127,6 +128,7 @@ class LayerSelection {
   double lambda_ = 0;
   AlignmentResult step_;
   WorkList list_;
+  WorkSlices slices_;
   bool unit_open_ = false;
   bool save_failed_ = false;  // Told once.
   PhaseCost costs_[3];

@@ -2,16 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "kernels/cpu/thread_pool.h"
-#include "kernels/gate_mix.h"
-#include "kernels/matmul_grad.h"
-#include "kernels/qk_rope.h"
 
 namespace morphserve {
 namespace {
@@ -33,6 +30,13 @@ absl::Status CheckSource(const SelectionSource& s, int32_t tokens_max, int32_t b
         absl::StrFormat("sequences of %d tokens in blocks of %d rows", tokens_max, block_rows));
   }
   return absl::OkStatus();
+}
+
+int32_t BlockRows(const SelectionSource& source, int32_t tokens_max, int32_t block_rows) {
+  if (block_rows > 0) return block_rows;
+  if (source.selection->rows > 0) return source.selection->rows;
+  constexpr int32_t kRows = kernels::kRecurrentBlockRows;
+  return (tokens_max + kRows - 1) / kRows * kRows;
 }
 
 // Rows of one job of full attention: fewer in long sequences, whose scores are long.
@@ -87,15 +91,24 @@ void SelectionModel::LayOut(const SelectionSource& source, int32_t tokens_max, b
   floats(own, &b->own_k, &b->own_v);
   floats(c.mlp_width, &b->gate, &b->up);
   floats(c.rope.rotary_dim / 2, &b->cos, &b->sin);
+  floats(c.hidden, &b->picked);
+  for (int32_t** list : {&b->ids, &b->positions, &b->row_list}) {
+    *list = reinterpret_cast<int32_t*>(cut->Bytes(t * static_cast<int64_t>(sizeof(int32_t))));
+  }
+  b->frequency = cut->Floats(1, c.rope.rotary_dim / 2);
   const kernels::RecurrentCoreShape core = {.tokens = tokens_max};
   b->states = cut->Floats(core.states_per_head(), linear * c.head_dim);
-  b->logits_rows = cut->Floats(block_rows, c.hidden);
+  b->logits_rows = cut->Floats(kLogitRows, c.hidden);
+  b->logits = cut->Floats(kLogitRows, c.vocab);
   const int32_t widest = std::max({c.hidden, c.heads * c.head_dim, c.mlp_width, 1024});
-  b->matmul_bytes = kernels::MatmulWorkspaceBytes(block_rows, widest);
+  for (const int32_t k : {widest, c.hidden, c.heads * c.head_dim, c.mlp_width, kind.rank,
+                          kind.gate_rank}) {  // Narrow inputs may take more.
+    b->matmul_bytes = std::max(b->matmul_bytes, source.backend->matmul_bytes(block_rows, k));
+  }
   b->matmul_workspace = cut->Bytes(b->matmul_bytes);
   const auto attention_bytes = [&](int32_t rows, int32_t keys) {
-    return kernels::SequenceAttentionWorkspaceBytes(rows, keys, c.heads, c.kv_heads, c.head_dim,
-                                                    gradient);
+    return source.selection->sequence_attention_bytes(rows, keys, c.heads, c.kv_heads, c.head_dim,
+                                                      gradient);
   };
   const int32_t window_keys = std::min(tokens_max, kind.sinks + kind.window + block_rows);
   b->attention_bytes = std::max(attention_bytes(AttentionRows(block_rows, tokens_max), tokens_max),
@@ -112,9 +125,12 @@ void SelectionModel::LayOut(const SelectionSource& source, int32_t tokens_max, b
   floats(c.mlp_width, &b->dact);
   b->dstate = cut->Floats(linear, c.head_dim);
   b->row_sums = reinterpret_cast<double*>(cut->Floats(t, 2));
+  b->gate_sum = reinterpret_cast<double*>(cut->Floats(1, 2));
   const int32_t threads = source.stream.pool->threads();
-  b->grad_bytes = std::max(kernels::MatmulGradWorkspaceBytes(widest, threads),
-                           kernels::RecurrentCoreGradWorkspaceBytes(c.head_dim, threads));
+  const int32_t rows = std::max(block_rows, source.selection->product_rows);
+  b->grad_bytes = std::max(
+      source.selection->matmul_grad_bytes(rows, widest, widest, threads),
+      source.selection->recurrent_core_grad_bytes(tokens_max, c.heads, c.head_dim, threads));
   b->grad_workspace = cut->Bytes(b->grad_bytes);
 }
 
@@ -122,12 +138,13 @@ int64_t SelectionModel::Bytes(const SelectionSource& source, int32_t tokens_max,
                               int32_t block_rows) {
   Cutter cutter(nullptr);
   Buffers unused = {};
-  LayOut(source, tokens_max, gradient, block_rows, &cutter, &unused);
+  LayOut(source, tokens_max, gradient, BlockRows(source, tokens_max, block_rows), &cutter, &unused);
   return cutter.used();
 }
 
 absl::StatusOr<std::unique_ptr<SelectionModel>> SelectionModel::Create(
     const SelectionSource& source, int32_t tokens_max, bool gradient, int32_t block_rows) {
+  block_rows = BlockRows(source, tokens_max, block_rows);
   MS_RETURN_IF_ERROR(CheckSource(source, tokens_max, block_rows));
   std::unique_ptr<SelectionModel> model(new SelectionModel);
   const ModelConfig& c = *source.config;
@@ -142,11 +159,14 @@ absl::StatusOr<std::unique_ptr<SelectionModel>> SelectionModel::Create(
   model->q_width_ = int64_t{c.heads} * c.head_dim;
   model->kv_width_ = int64_t{c.kv_heads} * c.head_dim;
   model->linear_width_ = model->kind().has_state() ? model->q_width_ : 0;
-  MS_ASSIGN_OR_RETURN(model->memory_,
-                      PagesMemory::Map(Bytes(source, tokens_max, gradient, block_rows)));
+  const int64_t bytes = Bytes(source, tokens_max, gradient, block_rows);
+  MS_ASSIGN_OR_RETURN(model->memory_, model->Allocate(bytes));
   Cutter cutter(model->memory_.data());
   LayOut(source, tokens_max, gradient, block_rows, &cutter, &model->b_);
-  MS_CHECK(cutter.used() <= model->memory_.bytes());
+  MS_CHECK(cutter.used() == bytes);
+  const std::vector<float>& frequency = model->rope_.inverse_frequency;
+  MS_RETURN_IF_ERROR(model->Put(model->b_.frequency, frequency.data(),
+                                static_cast<int64_t>(frequency.size() * sizeof(float))));
   return model;
 }
 
@@ -203,24 +223,29 @@ absl::Status SelectionModel::Norm(const float* x, const Parameter& weight, int32
 void SelectionModel::AddEmbed(WorkList* list, std::span<const int32_t> tokens) {
   MS_CHECK(!tokens.empty() && tokens.size() <= static_cast<size_t>(tokens_max_));
   tokens_ = static_cast<int32_t>(tokens.size());
-  ForBlocks(list, [this, ids = std::vector<int32_t>(tokens.begin(), tokens.end())](int32_t begin,
-                                                                                   int32_t count) {
+  list->Add([this, ids = std::vector<int32_t>(tokens.begin(), tokens.end())]() -> absl::Status {
+    std::vector<int32_t> positions(ids.size());
+    std::iota(positions.begin(), positions.end(), 0);
+    const auto bytes = static_cast<int64_t>(ids.size() * sizeof(int32_t));
+    MS_RETURN_IF_ERROR(Put(b_.ids, ids.data(), bytes));
+    return Put(b_.positions, positions.data(), bytes);
+  });
+  ForBlocks(list, [this](int32_t begin, int32_t count) -> absl::Status {
     const int32_t half = source_.config->rope.rotary_dim / 2;
-    source_.stream.pool->ForEachWorker([&](int32_t worker) {
-      const auto part = source_.stream.pool->Part(count, worker);
-      for (int64_t row = begin + part.begin; row < begin + part.end; ++row) {
-        kernels::UnpackRow(source_.weights->embedding, ids[static_cast<size_t>(row)],
-                           b_.x + row * hidden_);
-        for (int32_t i = 0; i < half; ++i) {  // Angles as HybridModel forms them.
-          const float angle =
-              static_cast<float>(row) * rope_.inverse_frequency[static_cast<size_t>(i)];
-          const double exact = static_cast<double>(angle);
-          b_.cos[row * half + i] = static_cast<float>(std::cos(exact)) * rope_.magnitude;
-          b_.sin[row * half + i] = static_cast<float>(std::sin(exact)) * rope_.magnitude;
-        }
-      }
-    });
-    return absl::OkStatus();
+    MS_RETURN_IF_ERROR(source_.backend->embed({.tokens = b_.ids + begin,
+                                               .rows = count,
+                                               .table = &source_.weights->embedding,
+                                               .y = b_.x + begin * hidden_,
+                                               .y_stride = hidden_},
+                                              source_.stream));
+    return source_.backend->rope_rows({.positions = b_.positions + begin,
+                                       .rows = count,
+                                       .frequency = b_.frequency,
+                                       .half = half,
+                                       .magnitude = rope_.magnitude,
+                                       .cos = b_.cos + int64_t{begin} * half,
+                                       .sin = b_.sin + int64_t{begin} * half},
+                                      source_.stream);
   });
 }
 
@@ -250,7 +275,7 @@ void SelectionModel::AddBaseProjections(WorkList* list, int32_t layer, bool rope
     if (!roped) return absl::OkStatus();
     const auto rope = [&](const float* x, int64_t stride, int32_t heads, const Parameter& norm,
                           float* y) {
-      return kernels::cpu::QkRope(
+      return source_.selection->qk_rope(
           {.shape = {.rows = count,
                      .heads = heads,
                      .head_dim = c.head_dim,
@@ -274,17 +299,17 @@ void SelectionModel::AddBaseProjections(WorkList* list, int32_t layer, bool rope
 void SelectionModel::AddFullMixer(WorkList* list, int32_t layer) {
   ForRows(list, attention_rows_, [this, layer](int32_t begin, int32_t count) {
     const int32_t window = source_.config->window[static_cast<size_t>(layer)];
-    return kernels::cpu::SequenceAttention({.shape = AttentionShape(begin, count, window, 0),
-                                            .q = b_.q_roped,
-                                            .q_stride = q_width_,
-                                            .k = b_.k_roped,
-                                            .v = b_.v,
-                                            .kv_stride = kv_width_,
-                                            .out = b_.mixed,
-                                            .out_stride = q_width_,
-                                            .workspace = b_.attention_workspace,
-                                            .workspace_bytes = b_.attention_bytes},
-                                           source_.stream);
+    return source_.selection->sequence_attention({.shape = AttentionShape(begin, count, window, 0),
+                                                  .q = b_.q_roped,
+                                                  .q_stride = q_width_,
+                                                  .k = b_.k_roped,
+                                                  .v = b_.v,
+                                                  .kv_stride = kv_width_,
+                                                  .out = b_.mixed,
+                                                  .out_stride = q_width_,
+                                                  .workspace = b_.attention_workspace,
+                                                  .workspace_bytes = b_.attention_bytes},
+                                                 source_.stream);
   });
   ForBlocks(list, [this, layer](int32_t begin, int32_t count) {
     const LayerWeights& w = base(layer);
@@ -307,15 +332,15 @@ void SelectionModel::AddMixers(WorkList* list, int32_t layer, Mixers mixers) {
 void SelectionModel::AddMix(WorkList* list, float gate) {
   ForBlocks(list, [this, gate](int32_t begin, int32_t count) {
     const int64_t at = begin * hidden_;
-    return kernels::cpu::GateMix({.x = b_.x + at,
-                                  .full = b_.full + at,
-                                  .linear = b_.linear + at,
-                                  .gate = gate,
-                                  .y = b_.x + at,
-                                  .stride = hidden_,
-                                  .rows = count,
-                                  .hidden = source_.config->hidden},
-                                 source_.stream);
+    return source_.selection->gate_mix({.x = b_.x + at,
+                                        .full = b_.full + at,
+                                        .linear = b_.linear + at,
+                                        .gate = gate,
+                                        .y = b_.x + at,
+                                        .stride = hidden_,
+                                        .rows = count,
+                                        .hidden = source_.config->hidden},
+                                       source_.stream);
   });
 }
 
@@ -344,22 +369,6 @@ void SelectionModel::AddMlp(WorkList* list, int32_t layer) {
     const Product out = {&base(layer).down, nullptr, b_.x, hidden_, true};
     return Multiply(b_.gate, width, begin, count, std::span(&out, 1));
   });
-}
-
-absl::Status SelectionModel::LogitsOf(const float* stream_rows, int32_t count, float* logits) {
-  MS_CHECK(count <= block_rows_);
-  const ModelConfig& c = *source_.config;
-  MS_RETURN_IF_ERROR(source_.backend->rms_norm({.x = stream_rows,
-                                                .x_stride = hidden_,
-                                                .weight = source_.weights->output_norm.data(),
-                                                .y = b_.logits_rows,
-                                                .y_stride = hidden_,
-                                                .rows = count,
-                                                .hidden = c.hidden,
-                                                .eps = c.norm_eps},
-                                               source_.stream));
-  const Product head = {&source_.weights->head, nullptr, logits, c.vocab};
-  return Multiply(b_.logits_rows, hidden_, 0, count, std::span(&head, 1));
 }
 
 }  // namespace morphserve

@@ -1,8 +1,9 @@
 // SelectionModel runs one whole sequence through a model and its linear branches for the selection
 // of layers: both mixers of a layer, their mix under a gate, and the gradient of all of it with
-// respect to the layer's input. It works on contiguous f32 rows with the engine's weights and
-// kernels, and knows no sequences, caches or plans; serving is HybridModel's. Everything is added
-// to a WorkList as jobs of one operation over a block of rows. Thread rule: the thread that runs
+// respect to the layer's input. It works on contiguous f32 rows in the backend's memory with the
+// engine's weights and kernels, and knows no sequences, caches or plans; serving is HybridModel's.
+// Everything is added to a WorkList as jobs of one operation over a block of rows; on a device a
+// job only puts its work into the stream's queue (work_slices.h). Thread rule: the thread that runs
 // the list. Ownership: owns the buffers; borrows configuration, weights, branches and pool.
 #pragma once
 
@@ -12,15 +13,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/base/pages_memory.h"
+#include "engine/model/backend_memory.h"
 #include "engine/model/branches.h"
 #include "engine/model/model_config.h"
 #include "engine/model/weights.h"
 #include "kernels/backend.h"
-#include "kernels/output_norm.h"
-#include "kernels/recurrent_core.h"
-#include "kernels/recurrent_features.h"
-#include "kernels/sequence_attention.h"
+#include "kernels/selection_backend.h"
 #include "morph/work_list.h"
 
 namespace morphserve {
@@ -31,6 +29,7 @@ struct SelectionSource {
   const ModelWeights* weights = nullptr;
   const Branches* branches = nullptr;
   const kernels::Backend* backend = nullptr;
+  const kernels::SelectionBackend* selection = &kernels::CpuSelectionBackend();
   kernels::Stream stream;
 };
 
@@ -43,35 +42,51 @@ struct Mixers {
 class SelectionModel {
  public:
   // Room for sequences of up to `tokens_max`; `gradient` allows the *Grad calls. A job takes
-  // `block_rows` rows, a multiple of 64. INVALID_ARGUMENT when branches do not fit the model.
+  // `block_rows` rows, a multiple of 64; 0: as many as suit the backend. INVALID_ARGUMENT when
+  // branches do not fit the model, RESOURCE_EXHAUSTED when there is no memory.
   static absl::StatusOr<std::unique_ptr<SelectionModel>> Create(const SelectionSource& source,
                                                                 int32_t tokens_max, bool gradient,
-                                                                int32_t block_rows = 64);
+                                                                int32_t block_rows = 0);
   static int64_t Bytes(const SelectionSource& source, int32_t tokens_max, bool gradient,
-                       int32_t block_rows = 64);
+                       int32_t block_rows = 0);
+  // What kept inputs take beside that.
+  static int64_t KeptBytes(const ModelConfig& config, int32_t tokens_max) {
+    return int64_t{config.layers} * tokens_max * config.hidden * 4;
+  }
 
   // The forward, in this order. x() is the residual stream [tokens, hidden].
   void AddEmbed(WorkList* list, std::span<const int32_t> tokens);
   void AddMixers(WorkList* list, int32_t layer, Mixers mixers);  // Reads x; fills full(), linear().
   void AddMix(WorkList* list, float gate);                       // x += the mix.
   void AddMlp(WorkList* list, int32_t layer);                    // x += MLP(norm(x)).
-  // Logits [count, vocab] of rows [count, hidden] of the last layer's stream; at most block_rows.
-  absl::Status LogitsOf(const float* stream_rows, int32_t count, float* logits);
+  // Keeps x as the stream at the start of `layer`, and makes it x again; of one sequence at a time.
+  void AddKeepInput(WorkList* list, int32_t layer);
+  void AddTakeInput(WorkList* list, int32_t layer);
 
   // The gradient of a layer: dx() is the gradient with respect to its output and becomes the one
   // with respect to its input. AddMlpGrad wants the stream after the mix in x(); AddMixerGrad
   // wants AddMixers of both kinds that count (gate > 0: full; gate < 1: linear) to have run on
-  // `input`, the stream at the layer's start.
+  // the layer's kept input.
+  void AddZeroGrad(WorkList* list);  // dx = 0
   void AddMlpGrad(WorkList* list, int32_t layer);
   void AddGateGrad(WorkList* list, double* gradient);  // <dx, full - linear>
-  void AddMixerGrad(WorkList* list, int32_t layer, float gate, const float* input);
+  void AddMixerGrad(WorkList* list, int32_t layer, float gate);
 
+  // Called from jobs; host memory. Rows of a buffer [tokens, hidden] to `out` [rows.size(),
+  // hidden].
+  absl::Status ReadRows(const float* buffer, std::span<const int32_t> rows, float* out) const;
+  // Adds `values` [rows.size(), hidden] to rows of dx, each at most once.
+  absl::Status AddToGrad(std::span<const int32_t> rows, const float* values) const;
+  // Logits [count, vocab] of rows [count, hidden] of the last layer's stream.
+  static constexpr int32_t kLogitRows = 8;  // At most: logits are wide, and a job is to be short.
+  absl::Status LogitsOf(const float* stream_rows, int32_t count, float* logits) const;
+
+  // Memory of the backend.
   float* x() const { return b_.x; }
   float* dx() const { return b_.dx; }
   float* full() const { return b_.full; }
   float* linear() const { return b_.linear; }
   int32_t tokens() const { return tokens_; }
-  int32_t block_rows() const { return block_rows_; }
   const SelectionSource& source() const { return source_; }
 
  private:
@@ -88,13 +103,16 @@ class SelectionModel {
     float *gate, *up;                           // mlp width
     float *cos, *sin;                           // rotary_dim / 2
     float* states;                              // recurrent states
-    float* logits_rows;                         // [block_rows, hidden]
+    float* picked;                              // hidden: rows on their way from or to the host
+    float *logits_rows, *logits;                // [kLogitRows] of hidden, of vocab
+    int32_t *ids, *positions, *row_list;        // [tokens_max]
+    float* frequency;                           // [rotary_dim / 2]
     float *dx, *dnormed, *dmix;                 // hidden
     float *dmixed, *dcore, *dz, *dq, *dk, *dv;  // as their values
     float *ddown, *dlow, *dfeatures, *dqkv;
     float* dact;  // mlp width
     float* dstate;
-    double* row_sums;
+    double *row_sums, *gate_sum;
     std::byte *matmul_workspace, *attention_workspace, *grad_workspace;
     int64_t matmul_bytes, attention_bytes, grad_bytes;
   };
@@ -129,7 +147,10 @@ class SelectionModel {
   absl::Status Norm(const float* x, const Parameter& weight, int32_t begin, int32_t count);
   absl::Status NormGrad(const float* x, const Parameter& weight, int32_t begin,
                         int32_t count);  // dx += gradient through the norm of dnormed.
-  void Scale(const float* from, float factor, float* to, int32_t begin, int32_t count) const;
+  absl::Status Scale(float factor, int32_t begin, int32_t count) const;  // dmix = factor * dx
+  absl::StatusOr<BackendMemory> Allocate(int64_t bytes) const;
+  absl::Status Put(void* to, const void* host, int64_t bytes) const;
+  absl::Status Zero(float* rows, int64_t count) const;
 
   absl::Status MlpInputs(int32_t layer, int32_t begin, int32_t count);
   void AddBaseProjections(WorkList* list, int32_t layer, bool roped);
@@ -160,6 +181,9 @@ class SelectionModel {
     return source_.branches->layers[static_cast<size_t>(layer)];
   }
   const BranchesConfig& kind() const { return source_.branches->header.config; }
+  float* Kept(int32_t layer) const {
+    return reinterpret_cast<float*>(kept_.data()) + int64_t{layer} * tokens_max_ * hidden_;
+  }
 
   SelectionSource source_;
   DownColumns columns_;
@@ -170,7 +194,8 @@ class SelectionModel {
   bool gradient_ = false;
   int32_t tokens_ = 0;
   int64_t hidden_ = 0, q_width_ = 0, kv_width_ = 0, linear_width_ = 0;
-  PagesMemory memory_;
+  BackendMemory memory_;
+  BackendMemory kept_;  // [layers][tokens_max, hidden], from the first AddKeepInput on.
   Buffers b_ = {};
 };
 

@@ -1,7 +1,5 @@
 // The linear mixer's forward: engine/model/README.md, the arithmetic.
 #include "engine/base/status_macros.h"
-#include "kernels/head_spread.h"
-#include "kernels/output_norm.h"
 #include "morph/selection_model.h"
 
 namespace morphserve {
@@ -60,18 +58,18 @@ void SelectionModel::AddLinearProjections(WorkList* list, int32_t layer) {
         .rows = count, .heads = c.heads, .kv_heads = c.kv_heads, .head_dim = c.head_dim};
     const float* const k = (kind().own ? b_.own_k : b_.k) + begin * kv_width_;
     const float* const v = (kind().own ? b_.own_v : b_.v) + begin * kv_width_;
-    MS_RETURN_IF_ERROR(kernels::cpu::SpreadHeads(spread, k, kv_width_, b_.qkv + at + width,
-                                                 3 * width, source_.stream));
-    MS_RETURN_IF_ERROR(kernels::cpu::SpreadHeads(spread, v, kv_width_, b_.qkv + at + 2 * width,
-                                                 3 * width, source_.stream));
+    MS_RETURN_IF_ERROR(source_.selection->spread_heads(spread, k, kv_width_, b_.qkv + at + width,
+                                                       3 * width, source_.stream));
+    MS_RETURN_IF_ERROR(source_.selection->spread_heads(
+        spread, v, kv_width_, b_.qkv + at + 2 * width, 3 * width, source_.stream));
     const Product gate = {&w.gu, w.gb.data(), b_.z, width};
     MS_RETURN_IF_ERROR(
         Multiply(b_.down + columns_.gate, columns_.width, begin, count, std::span(&gate, 1)));
     if (kind().own) return absl::OkStatus();
     kernels::HeadSpreadShape copy = spread;
     copy.kv_heads = c.heads;
-    MS_RETURN_IF_ERROR(kernels::cpu::SpreadHeads(copy, b_.q + begin * q_width_, q_width_,
-                                                 b_.qkv + at, 3 * width, source_.stream));
+    MS_RETURN_IF_ERROR(source_.selection->spread_heads(copy, b_.q + begin * q_width_, q_width_,
+                                                       b_.qkv + at, 3 * width, source_.stream));
     const struct {
       const kernels::PackedMatrix* weights;
       int32_t column;
@@ -105,22 +103,23 @@ void SelectionModel::AddLinearMixer(WorkList* list, int32_t layer) {
     ForBlocks(list, [this, layer](int32_t begin, int32_t count) -> absl::Status {
       const LinearWeights& w = branch(layer);
       const int64_t width = linear_width_;
-      MS_RETURN_IF_ERROR(kernels::cpu::RecurrentFeatures({.shape = FeaturesShape(w, begin, count),
-                                                          .x = b_.qkv,
-                                                          .x_stride = 3 * width,
-                                                          .y = b_.features,
-                                                          .y_stride = 3 * width},
-                                                         source_.stream));
-      return kernels::cpu::RecurrentCore({.shape = CoreShape(w, begin, count),
-                                          .qkv = b_.features,
-                                          .qkv_stride = 3 * width,
-                                          .a = b_.down + columns_.a,
-                                          .b = b_.down + columns_.b,
-                                          .gate_stride = columns_.width,
-                                          .o = b_.core,
-                                          .o_stride = width,
-                                          .states = b_.states},
-                                         source_.stream);
+      MS_RETURN_IF_ERROR(
+          source_.selection->recurrent_features({.shape = FeaturesShape(w, begin, count),
+                                                 .x = b_.qkv,
+                                                 .x_stride = 3 * width,
+                                                 .y = b_.features,
+                                                 .y_stride = 3 * width},
+                                                source_.stream));
+      return source_.selection->recurrent_core({.shape = CoreShape(w, begin, count),
+                                                .qkv = b_.features,
+                                                .qkv_stride = 3 * width,
+                                                .a = b_.down + columns_.a,
+                                                .b = b_.down + columns_.b,
+                                                .gate_stride = columns_.width,
+                                                .o = b_.core,
+                                                .o_stride = width,
+                                                .states = b_.states},
+                                               source_.stream);
     });
   }
   ForBlocks(list, [this, layer](int32_t begin, int32_t count) -> absl::Status {
@@ -128,17 +127,17 @@ void SelectionModel::AddLinearMixer(WorkList* list, int32_t layer) {
     const bool state = kind().has_state();
     if (state) {
       const int64_t at = begin * linear_width_;
-      MS_RETURN_IF_ERROR(kernels::cpu::OutputNorm({.shape = NormShape(w, count),
-                                                   .o = b_.core + at,
-                                                   .o_stride = linear_width_,
-                                                   .z = b_.z + at,
-                                                   .z_stride = linear_width_,
-                                                   .y = b_.mixed + at,
-                                                   .y_stride = linear_width_},
-                                                  source_.stream));
+      MS_RETURN_IF_ERROR(source_.selection->output_norm({.shape = NormShape(w, count),
+                                                         .o = b_.core + at,
+                                                         .o_stride = linear_width_,
+                                                         .z = b_.z + at,
+                                                         .z_stride = linear_width_,
+                                                         .y = b_.mixed + at,
+                                                         .y_stride = linear_width_},
+                                                        source_.stream));
     }
     if (kind().has_window()) {
-      MS_RETURN_IF_ERROR(kernels::cpu::SequenceAttention(
+      MS_RETURN_IF_ERROR(source_.selection->sequence_attention(
           {.shape = AttentionShape(begin, count, kind().window, kind().sinks),
            .q = b_.q_roped,
            .q_stride = q_width_,

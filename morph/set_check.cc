@@ -88,6 +88,7 @@ absl::StatusOr<std::unique_ptr<SetCheckTask>> SetCheckTask::Create(
   task->checked_ = std::move(checked);
   MS_ASSIGN_OR_RETURN(task->model_, SelectionModel::Create(source, static_cast<int32_t>(longest),
                                                            /*gradient=*/false));
+  task->slices_ = WorkSlices(source);
   task->quality_ = std::make_unique<PlanQuality>(task->model_.get(), task->texts_);
   return task;
 }
@@ -96,8 +97,8 @@ int64_t SetCheckTask::Bytes(const SelectionSource& source, int32_t tokens, int32
   const ModelConfig& c = *source.config;
   // A teacher's states while they are made, what is kept of each, and two blocks of logits.
   const int64_t states = (int64_t{c.layers} + 2 + 2 * int64_t{rows}) * kScoredMax * c.hidden;
-  return SelectionModel::Bytes(source, std::max(tokens, 2), /*gradient=*/false) +
-         4 * (states + 16 * int64_t{c.vocab});
+  return SelectionModel::Bytes(source, std::max(tokens, 2), /*gradient=*/false) + 4 * states +
+         LogitDistance::Bytes(c);
 }
 
 absl::StatusOr<bool> SetCheckTask::Piece(Lab& lab, absl::Time until) {
@@ -108,7 +109,7 @@ absl::StatusOr<bool> SetCheckTask::Piece(Lab& lab, absl::Time until) {
       quality_->AddPlan(&list_, sets_[next_], &results_[next_]);
       ++next_;
     }
-    MS_RETURN_IF_ERROR(list_.RunOne());
+    MS_RETURN_IF_ERROR(slices_.Run(&list_, *lab.clock, until));
     if (lab.clock->Now() >= until) return true;
   }
 }

@@ -15,6 +15,7 @@
 #include "morph/lab_task.h"
 #include "morph/plan_quality.h"
 #include "morph/selection_report.h"
+#include "morph/work_slices.h"
 
 namespace morphserve {
 
@@ -58,6 +59,7 @@ class SetCheckTask final : public LabTask {
   std::unique_ptr<SelectionModel> model_;
   std::unique_ptr<PlanQuality> quality_;
   WorkList list_;
+  WorkSlices slices_;
   size_t next_ = 0;
 };
 

@@ -1,51 +1,23 @@
 #include "morph/teacher_pass.h"
 
-#include <algorithm>
-#include <cstring>
-
 namespace morphserve {
 
 void AddTap(WorkList* list, const SelectionModel* model, const std::vector<int32_t>* rows,
             float* out) {
-  list->Add([model, rows, out] {
-    const int64_t hidden = model->source().config->hidden;
-    float* to = out;
-    for (const int32_t row : *rows) {
-      to = std::copy_n(model->x() + row * hidden, hidden, to);
-    }
-    return absl::OkStatus();
-  });
-}
-
-void AddSaveStream(WorkList* list, const SelectionModel* model, float* stream) {
-  list->Add([model, stream] {
-    const int64_t count = int64_t{model->tokens()} * model->source().config->hidden;
-    std::copy_n(model->x(), count, stream);
-    return absl::OkStatus();
-  });
-}
-
-void AddRestoreStream(WorkList* list, const SelectionModel* model, const float* stream) {
-  list->Add([model, stream] {
-    const int64_t count = int64_t{model->tokens()} * model->source().config->hidden;
-    std::copy_n(stream, count, model->x());
-    return absl::OkStatus();
-  });
+  list->Add([model, rows, out] { return model->ReadRows(model->x(), *rows, out); });
 }
 
 void AddTeacherPass(WorkList* list, SelectionModel* model, const CalibrationSample* sample,
-                    TeacherStates* states, std::vector<float>* inputs) {
+                    TeacherStates* states, bool keep_inputs) {
   const int32_t layers = model->source().config->layers;
   const auto hidden = static_cast<size_t>(model->source().config->hidden);
-  const size_t stream = sample->tokens.size() * hidden;
   const size_t tap = sample->scored.size() * hidden;
   states->targets.resize(static_cast<size_t>(layers) * tap);
   states->last.resize(tap);
-  if (inputs != nullptr) inputs->resize(static_cast<size_t>(layers) * stream);
   model->AddEmbed(list, sample->tokens);
   for (int32_t l = 0; l < layers; ++l) {
     const auto at = static_cast<size_t>(l);
-    if (inputs != nullptr) AddSaveStream(list, model, inputs->data() + at * stream);
+    if (keep_inputs) model->AddKeepInput(list, l);
     model->AddMixers(list, l, {.full = true, .linear = false});
     model->AddMix(list, 1);
     AddTap(list, model, &sample->scored, states->targets.data() + at * tap);

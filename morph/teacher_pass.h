@@ -18,18 +18,13 @@ struct TeacherStates {
   bool known = false;
 };
 
-// Copies the rows of x() at `rows` to `out` [rows.size(), hidden] when its turn comes.
+// Brings the rows of x() at `rows` to `out` [rows.size(), hidden] when its turn comes.
 void AddTap(WorkList* list, const SelectionModel* model, const std::vector<int32_t>* rows,
             float* out);
 
-// Fills `states`, and `inputs` [layers][tokens][hidden], the stream at the start of each layer,
-// unless it is null.
+// Fills `states`; with `keep_inputs` the model keeps the input of every layer.
 void AddTeacherPass(WorkList* list, SelectionModel* model, const CalibrationSample* sample,
-                    TeacherStates* states, std::vector<float>* inputs);
-
-// Copies x() to, or from, `stream` [tokens, hidden].
-void AddSaveStream(WorkList* list, const SelectionModel* model, float* stream);
-void AddRestoreStream(WorkList* list, const SelectionModel* model, const float* stream);
+                    TeacherStates* states, bool keep_inputs);
 
 // Sum of a[i] * b[i], products and sums in double, in eight interleaved chains.
 double DotOfRows(const float* a, const float* b, int64_t count);

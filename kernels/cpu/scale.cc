@@ -4,10 +4,10 @@
 
 namespace morphserve::kernels::cpu {
 
-absl::Status Scale(const ScaleArgs& args, Stream stream) {
+absl::Status Scale(const float* from, float factor, float* to, int64_t count, Stream stream) {
   stream.pool->ForEachWorker([&](int32_t worker) {
-    const auto part = stream.pool->Part(args.count, worker);
-    for (int64_t i = part.begin; i < part.end; ++i) args.y[i] = args.factor * args.x[i];
+    const auto part = stream.pool->Part(count, worker);
+    for (int64_t i = part.begin; i < part.end; ++i) to[i] = factor * from[i];
   });
   return absl::OkStatus();
 }
