@@ -10,6 +10,7 @@
 #include "engine/model/backend_memory.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/device.h"
+#include "kernels/selection_backend.h"
 
 namespace morphserve {
 
@@ -28,6 +29,9 @@ class DevicePlace {
   MemoryPlace memory() const { return cuda_ ? MemoryPlace::kDevice : MemoryPlace::kHost; }
   const kernels::Backend& backend() const {
     return cuda_ ? *kernels::cuda::CudaBackend() : kernels::CpuBackend();
+  }
+  const kernels::SelectionBackend* selection() const {
+    return cuda_ ? kernels::cuda::CudaSelectionBackend() : &kernels::CpuSelectionBackend();
   }
   kernels::Stream stream(kernels::cpu::ThreadPool* pool) const {
     return {.pool = pool, .cuda_stream = stream_.cuda_stream};

@@ -83,6 +83,7 @@ struct MemoryVerdict {
   int64_t page_bytes = 0;
   int64_t slot_bytes = 0;  // 0: no branches.
   int64_t branches_bytes = 0;
+  int64_t lab_bytes = 0;  // At most, beside all the others, while layers are selected.
   int64_t super_block_bytes = 0;
   int64_t bytes_per_token = 0;     // Under the plan that serves at the start.
   int64_t bytes_per_sequence = 0;  // At the context limit, under the active plan.

@@ -53,6 +53,8 @@ EngineImpl::EngineImpl(Parts parts, const Clock* clock, EngineObserver* observer
           .runner = parts_.runner.get(),
           .model = parts_.model,
           .cost = parts_.cost.get(),
+          .backend = &parts_.device.backend(),
+          .selection = parts_.device.selection(),
           .stream = parts_.device.stream(parts_.pool.get()),
           .clock = clock,
           .rows_max = parts_.model->limits().rows,

@@ -42,6 +42,8 @@ struct EngineOptions {
   int32_t guard_trips_max = 3;             // On one plan within guard_window_s: it is withdrawn.
   double guard_window_s = 300;
   double latency_share_max = 0.10;  // Of a step's time, that work in the lab may add to it.
+  int64_t lab_bytes = 0;  // Such work takes while it runs; an arena that takes what a device has
+                          // left leaves it free. Counts with branches only.
 };
 
 // The options with what depends on the place filled in.

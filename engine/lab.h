@@ -14,6 +14,7 @@
 #include "engine/model/hybrid_model.h"
 #include "engine/runner/model_runner.h"
 #include "engine/scheduler/step_cost.h"
+#include "kernels/selection_backend.h"
 
 namespace morphserve {
 
@@ -23,6 +24,8 @@ struct Lab {
   ModelRunner* runner = nullptr;
   HybridModel* model = nullptr;
   const StepCost* cost = nullptr;
+  const kernels::Backend* backend = nullptr;
+  const kernels::SelectionBackend* selection = nullptr;
   kernels::Stream stream;
   const Clock* clock = nullptr;
   int32_t rows_max = 0;  // Of one step.

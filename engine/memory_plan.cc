@@ -131,8 +131,10 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   verdict.slot_bytes = SlotUnitBytes(config, branches, kv_dtype);
   verdict.super_block_bytes = SuperBlockBytes(verdict.page_bytes, verdict.slot_bytes);
   const int64_t fixed = verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes;
-  const int64_t most = place.on_device() ? place.info().free_bytes - kDeviceReserve - fixed
-                                         : std::min(machine.memory_bytes / 4, kAutoArenaMax);
+  verdict.lab_bytes = branches == nullptr ? 0 : options.lab_bytes;
+  const int64_t most = place.on_device()
+                           ? place.info().free_bytes - kDeviceReserve - fixed - verdict.lab_bytes
+                           : std::min(machine.memory_bytes / 4, kAutoArenaMax);
   const int64_t asked = options.arena_bytes > 0 ? options.arena_bytes : std::max<int64_t>(most, 0);
   verdict.arena_bytes = asked / verdict.super_block_bytes * verdict.super_block_bytes;
   verdict.pages_total = verdict.arena_bytes / verdict.super_block_bytes *
@@ -148,11 +150,15 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   verdict.bytes_per_sequence = active.SequenceBytes(context);
   verdict.sequences_max = active.sequences_max;
   verdict.text = absl::StrFormat(
-      "weights %.1f MiB, %sworkspace %.1f MiB, cache arena %.1f MiB; %s",
+      "weights %.1f MiB, %sworkspace %.1f MiB, cache arena %.1f MiB%s; %s",
       ToMiB(verdict.weight_bytes),
       branches == nullptr ? ""
                           : absl::StrFormat("branches %.1f MiB, ", ToMiB(verdict.branches_bytes)),
-      ToMiB(verdict.workspace_bytes), ToMiB(verdict.arena_bytes), describe("plan", full_layers));
+      ToMiB(verdict.workspace_bytes), ToMiB(verdict.arena_bytes),
+      verdict.lab_bytes == 0 ? ""
+                             : absl::StrFormat(", up to %.1f MiB more while layers are selected",
+                                               ToMiB(verdict.lab_bytes)),
+      describe("plan", full_layers));
   if (branches != nullptr) {
     for (const int32_t other : {config.layers, 0}) {
       if (other == full_layers) continue;

@@ -29,8 +29,8 @@ class LayerSelector {
   virtual ~LayerSelector() = default;
 
   // What can be told before any work: INVALID_ARGUMENT / FIELD_INVALID for a selector that is not
-  // known, naming those that are; RESOURCE_EXHAUSTED / PLAN_MEMORY when the work would take more
-  // memory than it may.
+  // known, naming those that are; RESOURCE_EXHAUSTED / SELECTION_MEMORY when the work would take
+  // more memory than it may.
   virtual absl::Status Check(const std::string& selector) const = 0;
 
   // `progress` gets 0 .. 1 and what is being done. Errors of Check and of RunLabTask.

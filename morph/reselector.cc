@@ -14,7 +14,6 @@
 #include "engine/base/log.h"
 #include "engine/base/status_macros.h"
 #include "engine/reasons.h"
-#include "kernels/backend.h"
 #include "morph/haystack.h"
 #include "morph/lab_task.h"
 #include "morph/ranking.h"
@@ -124,7 +123,8 @@ absl::StatusOr<SelectionSource> SelectionSourceOf(Engine* engine) {
     source = {.config = &lab.model->config(),
               .weights = &lab.model->weights(),
               .branches = lab.model->branches(),
-              .backend = &kernels::CpuBackend(),
+              .backend = lab.backend,
+              .selection = lab.selection,
               .stream = lab.stream};
     return false;
   });
@@ -205,12 +205,12 @@ absl::Status Reselector::Check(const std::string& selector) const {
         absl::StrFormat("target.selector '%s' is not known to mode RESELECT; there are %s",
                         selector.substr(0, 64), absl::StrJoin(names, ", ")));
   }
-  const bool cpu = source_.stream.cuda_stream == nullptr;
-  if (!cpu || engine_->tokenizer() == nullptr) {
-    return WithReason(
-        absl::UnimplementedError(cpu ? "layers cannot be selected for a model without a tokenizer"
-                                     : "layers are selected on the CPU only"),
-        reason::kSelectorUnavailable);
+  if (source_.selection == nullptr || engine_->tokenizer() == nullptr) {
+    return WithReason(absl::UnimplementedError(
+                          source_.selection == nullptr
+                              ? "layers are selected on the CPU only"
+                              : "layers cannot be selected for a model without a tokenizer"),
+                      reason::kSelectorUnavailable);
   }
   int64_t bytes = SetCheckTask::Bytes(source_, options_.tokens, kCheckRows);
   if (entry->looks) bytes = std::max(bytes, LayerSelection::Bytes(source_, OptionsFor(selector)));
@@ -220,7 +220,7 @@ absl::Status Reselector::Check(const std::string& selector) const {
                         "morph.workspace_bytes is %s; fewer morph.reselect_tokens take less",
                         entry->name, options_.samples, options_.tokens, Mebibytes(bytes),
                         Mebibytes(options_.workspace_bytes))),
-                    reason::kPlanMemory);
+                    reason::kSelectionMemory);
 }
 
 void Reselector::Tell(const Run& run, double fraction, std::string doing) const {

@@ -16,7 +16,7 @@
 //                        NOTHING_TO_ROLL_BACK
 //   UNIMPLEMENTED        FEATURE_UNAVAILABLE (metadata: field)
 //   RESOURCE_EXHAUSTED   QUEUE_FULL, PLANS_LIVE_MAX, PLAN_MEMORY (all retry), SLOW_READER,
-//                        RESPONSE_TOO_LARGE
+//                        RESPONSE_TOO_LARGE, SELECTION_MEMORY
 //   DEADLINE_EXCEEDED    DEADLINE_UNREACHABLE (metadata: needed_ms, left_ms, basis),
 //                        DEADLINE_PASSED (metadata: phase, completion_tokens once admitted)
 //   ABORTED              ADMIN_ABORT, MORPH_RUNNING (both retry), PLAN_CHANGED, PLAN_ENDED

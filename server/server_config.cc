@@ -209,6 +209,7 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   options.guard_trips_max = config.guard.trips_max;
   options.guard_window_s = config.guard.window_s;
   options.latency_share_max = config.morph.latency_share_max;
+  options.lab_bytes = config.morph.workspace_bytes;
   return options;
 }
 

@@ -14,6 +14,7 @@ absl::Status Absent() {
 }  // namespace
 
 const Backend* CudaBackend() { return nullptr; }
+const SelectionBackend* CudaSelectionBackend() { return nullptr; }
 absl::StatusOr<DeviceInfo> OpenDevice(int32_t) { return Absent(); }
 absl::Status CublasAvailable() { return Absent(); }
 DeviceMemory& DeviceMemory::operator=(DeviceMemory&&) noexcept { return *this; }

@@ -23,4 +23,6 @@ const Backend* CudaBackend() {
   return &kTable;
 }
 
+const SelectionBackend* CudaSelectionBackend() { return nullptr; }
+
 }  // namespace morphserve::kernels::cuda

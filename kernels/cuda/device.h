@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "kernels/common/stream.h"
+#include "kernels/selection_backend.h"
 
 namespace morphserve::kernels::cuda {
 
@@ -24,8 +25,9 @@ struct DeviceInfo {
   int64_t l2_bytes = 0;
 };
 
-// The device's operations; null when this build has no CUDA backend.
+// The device's operations, and those of the selection of layers; null when this build has no CUDA backend.
 const Backend* CudaBackend();
+const SelectionBackend* CudaSelectionBackend();
 
 // Makes device `index` current on the calling thread. NOT_FOUND when there is no such device or no
 // driver, FAILED_PRECONDITION when its compute capability is not one this build has code for,

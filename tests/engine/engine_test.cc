@@ -3,6 +3,7 @@
 // leave something behind.
 #include "engine/engine.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -252,6 +253,12 @@ TEST(Engine, SaysWhatItHoldsBeforeItLoads) {
   EXPECT_EQ(verdict->bytes_per_token, 2 * 2 * 2 * 16 * 2);
   EXPECT_EQ(verdict->page_bytes, 64 * 2 * 2 * 16 * 2);
   EXPECT_EQ(verdict->bytes_per_sequence, verdict->bytes_per_token * 1024);
+  options.lab_bytes = int64_t{3} << 20;
+  EXPECT_EQ(Engine::Plan(MakeTinyCheckpoint(tiny), options)->lab_bytes, 0) << "nothing to select";
+  options.branches = "window:32";
+  EXPECT_THAT(Engine::Plan(MakeTinyCheckpoint(tiny), options)->text,
+              testing::HasSubstr("up to 3.0 MiB more while layers are selected"));
+  options.branches = "";
   options.arena_bytes = int64_t{2} << 20;
   EXPECT_EQ(
       Engine::Plan(MakeTinyCheckpoint({.layers = 40, .kv_heads = 6}), options).status().code(),

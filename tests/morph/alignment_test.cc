@@ -3,7 +3,6 @@
 // forgotten, a stale buffer or a block of rows in the wrong order shows at once.
 #include "morph/alignment.h"
 
-#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -14,22 +13,6 @@
 
 namespace morphserve {
 namespace {
-
-const std::vector<ToyOptions>& AllKinds() {
-  static const auto& kinds = *new std::vector<ToyOptions>{
-      {.kind = BranchKind::kGatedDeltaWindow},
-      {.kind = BranchKind::kGatedDeltaWindow, .own = true, .bias = true},
-      {.kind = BranchKind::kGatedDelta, .qk_norm = true},
-      {.kind = BranchKind::kGatedDelta, .own = true, .interleaved = true},
-      {.kind = BranchKind::kLightning},
-      {.kind = BranchKind::kLightning, .own = true, .bias = true},
-      {.kind = BranchKind::kWindow, .qk_norm = true, .interleaved = true}};
-  return kinds;
-}
-
-std::string Name(const ToyOptions& o) {
-  return std::string(BranchKindName(o.kind)) + (o.own ? " own" : "");
-}
 
 AlignmentResult Evaluate(AlignmentLoss* loss, int32_t index, std::vector<float> gates) {
   WorkList list;
@@ -42,8 +25,8 @@ AlignmentResult Evaluate(AlignmentLoss* loss, int32_t index, std::vector<float> 
 constexpr int32_t kTokens = 70;  // More than one block of 64 rows.
 
 TEST(Alignment, IsZeroWithAZeroGradientWhereAllGatesAreOne) {
-  for (const ToyOptions& options : AllKinds()) {
-    SCOPED_TRACE(Name(options));
+  for (const ToyOptions& options : AllToyKinds()) {
+    SCOPED_TRACE(ToyName(options));
     const Toy toy(options);
     const auto model = *SelectionModel::Create(toy.source(), kTokens, true);
     const std::vector<CalibrationSample> samples = {toy.Sample(kTokens, 1)};
@@ -55,8 +38,8 @@ TEST(Alignment, IsZeroWithAZeroGradientWhereAllGatesAreOne) {
 }
 
 TEST(Alignment, LossAndGradientAreThoseOfTheFp64Model) {
-  for (const ToyOptions& options : AllKinds()) {
-    SCOPED_TRACE(Name(options));
+  for (const ToyOptions& options : AllToyKinds()) {
+    SCOPED_TRACE(ToyName(options));
     const Toy toy(options);
     const auto model = *SelectionModel::Create(toy.source(), kTokens, true);
     const std::vector<CalibrationSample> samples = {toy.Sample(kTokens, 2)};
@@ -129,8 +112,8 @@ TEST(Alignment, LocalReadingIsSeparableWithTheDistancesOfTheSweep) {
 
 // Near the full model the loss is b^T Q b with Q from small steps, so its gradient is -2 Q b.
 TEST(Alignment, GradientNearOneIsMinusTwiceQTimesB) {
-  for (const ToyOptions& options : AllKinds()) {
-    SCOPED_TRACE(Name(options));
+  for (const ToyOptions& options : AllToyKinds()) {
+    SCOPED_TRACE(ToyName(options));
     const Toy toy(options);
     const auto model = *SelectionModel::Create(toy.source(), kTokens, true);
     const std::vector<CalibrationSample> samples = {toy.Sample(kTokens, 5)};

@@ -134,7 +134,7 @@ TEST(Reselector, RefusesBeforeAnyWork) {
   EXPECT_EQ(ReasonOf(unknown), reason::kFieldInvalid);
   EXPECT_THAT(std::string(unknown.message()), HasSubstr("flashmorph, interaction"));
   const absl::Status memory = bench.selector->Check("");
-  EXPECT_EQ(ReasonOf(memory), reason::kPlanMemory);
+  EXPECT_EQ(ReasonOf(memory), reason::kSelectionMemory);
   EXPECT_THAT(std::string(memory.message()), HasSubstr("morph.workspace_bytes is 1 MiB"));
   EXPECT_EQ(bench.Select("").status(), memory);
   options = Options();

@@ -6,10 +6,13 @@
 
 #include <cstring>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "engine/device_place.h"
 #include "engine/model/branches.h"
+#include "engine/model/device_weights.h"
 #include "engine/model/weights.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/thread_pool.h"
@@ -31,7 +34,26 @@ struct ToyOptions {
   int32_t window = 7;
   int32_t sinks = 2;
   int32_t threads = 2;
+  DeviceKind device = DeviceKind::kCpu;
+  // Of the CPU: what jobs are given; a test may want others.
+  const kernels::SelectionBackend* selection = nullptr;
 };
+
+inline const std::vector<ToyOptions>& AllToyKinds() {
+  static const auto& kinds = *new std::vector<ToyOptions>{
+      {.kind = BranchKind::kGatedDeltaWindow},
+      {.kind = BranchKind::kGatedDeltaWindow, .own = true, .bias = true},
+      {.kind = BranchKind::kGatedDelta, .qk_norm = true},
+      {.kind = BranchKind::kGatedDelta, .own = true, .interleaved = true},
+      {.kind = BranchKind::kLightning},
+      {.kind = BranchKind::kLightning, .own = true, .bias = true},
+      {.kind = BranchKind::kWindow, .qk_norm = true, .interleaved = true}};
+  return kinds;
+}
+
+inline std::string ToyName(const ToyOptions& o) {
+  return std::string(BranchKindName(o.kind)) + (o.own ? " own" : "");
+}
 
 class Toy {
  public:
@@ -51,14 +73,23 @@ class Toy {
     config.rope.interleaved = options.interleaved;
     weights = *LoadWeights(checkpoint, WeightsDType::kF32, pool_.get(), nullptr, nullptr);
     MakeBranches(options);
+    selection_ = options.selection;
+    if (options.device == DeviceKind::kCpu) return;
+    auto place = DevicePlace::Open(options.device);
+    EXPECT_TRUE(place.ok()) << place.status();
+    place_ = *std::move(place);
+    auto placed = PlaceOnDevice(weights.get(), &branches, place_.stream(nullptr));
+    EXPECT_TRUE(placed.ok()) << placed.status();
+    place_.weights = *std::move(placed);
   }
 
   SelectionSource source() const {
     return {.config = &config,
             .weights = weights.get(),
             .branches = &branches,
-            .backend = &kernels::CpuBackend(),
-            .stream = {.pool = pool_.get()}};
+            .backend = &place_.backend(),
+            .selection = selection_ != nullptr ? selection_ : place_.selection(),
+            .stream = place_.stream(pool_.get())};
   }
 
   // Random tokens, some of whose later positions are scored.
@@ -142,6 +173,8 @@ class Toy {
   }
 
   std::unique_ptr<kernels::cpu::ThreadPool> pool_;
+  DevicePlace place_;
+  const kernels::SelectionBackend* selection_ = nullptr;
   kernels::Numbers numbers_{3};
   std::vector<std::unique_ptr<kernels::Workspace>> memory_;
 };

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_format.h"
 #include "engine/engine.h"
+#include "morph/reasons.h"
 #include "server/faults.h"
 
 namespace morphserve {
@@ -81,6 +82,9 @@ TEST(Errors, RetryableReasonsSayWhenToTryAgain) {
     EXPECT_GT(ms, 0) << c.reason;
   }
   EXPECT_FALSE(RetryAfterMs(WithReason(absl::ResourceExhaustedError("x"), reason::kSlowReader)));
+  // Settings do not change while a client waits.
+  EXPECT_FALSE(
+      RetryAfterMs(WithReason(absl::ResourceExhaustedError("x"), reason::kSelectionMemory)));
 }
 
 TEST(Errors, EveryFaultIsInBadRequest) {
