@@ -22,6 +22,20 @@ constexpr int64_t kDeviceReserve = int64_t{768} << 20;
 
 double ToMiB(int64_t bytes) { return static_cast<double>(bytes) / static_cast<double>(kMiB); }
 
+std::string DescribeParts(const MemoryVerdict& verdict) {
+  std::string text = absl::StrFormat("weights %.1f MiB, ", ToMiB(verdict.weight_bytes));
+  if (verdict.slot_bytes > 0) {
+    absl::StrAppendFormat(&text, "branches %.1f MiB, ", ToMiB(verdict.branches_bytes));
+  }
+  absl::StrAppendFormat(&text, "workspace %.1f MiB, cache arena %.1f MiB",
+                        ToMiB(verdict.workspace_bytes), ToMiB(verdict.arena_bytes));
+  if (verdict.lab_bytes > 0) {
+    absl::StrAppendFormat(&text, ", up to %.1f MiB more while layers are selected",
+                          ToMiB(verdict.lab_bytes));
+  }
+  return text;
+}
+
 }  // namespace
 
 KvDType ResolveKvDType(const EngineOptions& options, const DevicePlace& place) {
@@ -149,16 +163,7 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   verdict.bytes_per_token = active.bytes_per_token;
   verdict.bytes_per_sequence = active.SequenceBytes(context);
   verdict.sequences_max = active.sequences_max;
-  verdict.text = absl::StrFormat(
-      "weights %.1f MiB, %sworkspace %.1f MiB, cache arena %.1f MiB%s; %s",
-      ToMiB(verdict.weight_bytes),
-      branches == nullptr ? ""
-                          : absl::StrFormat("branches %.1f MiB, ", ToMiB(verdict.branches_bytes)),
-      ToMiB(verdict.workspace_bytes), ToMiB(verdict.arena_bytes),
-      verdict.lab_bytes == 0 ? ""
-                             : absl::StrFormat(", up to %.1f MiB more while layers are selected",
-                                               ToMiB(verdict.lab_bytes)),
-      describe("plan", full_layers));
+  verdict.text = DescribeParts(verdict) + "; " + describe("plan", full_layers);
   if (branches != nullptr) {
     for (const int32_t other : {config.layers, 0}) {
       if (other == full_layers) continue;

@@ -25,7 +25,8 @@ struct DeviceInfo {
   int64_t l2_bytes = 0;
 };
 
-// The device's operations, and those of the selection of layers; null when this build has no CUDA backend.
+// The device's operations, and those of the selection of layers; null when this build has no CUDA
+// backend.
 const Backend* CudaBackend();
 const SelectionBackend* CudaSelectionBackend();
 

@@ -4,6 +4,8 @@
 // --rankings FILE what a server reads as morph.rankings_file, added to what the file has.
 //   selection_bench MODEL BRANCHES [--tokens N] [--samples N] [--steps N] [--seed N] [--eval N]
 //                   [--scored N] [--f32] [--checkpoint FILE] [--json FILE] [--rankings FILE]
+//                   [--device auto|cpu|cuda] [--threads N] [--slice MS]
+// A slice of 0 ms is one job.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -14,9 +16,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/base/machine.h"
+#include "engine/device_place.h"
 #include "engine/loader/checkpoint.h"
 #include "engine/model/branches_lists.h"
+#include "engine/model/device_weights.h"
 #include "engine/model/stored_plans.h"
 #include "kernels/cpu/thread_pool.h"
 #include "morph/haystack.h"
@@ -68,6 +71,7 @@ class Flags {
 
 struct Loaded {
   std::unique_ptr<kernels::cpu::ThreadPool> pool;
+  DevicePlace place;
   Checkpoint checkpoint;
   std::unique_ptr<ModelWeights> weights;
   std::unique_ptr<Branches> branches;
@@ -76,18 +80,29 @@ struct Loaded {
     return {.config = &checkpoint.config,
             .weights = weights.get(),
             .branches = branches.get(),
-            .backend = &kernels::CpuBackend(),
-            .stream = {.pool = pool.get()}};
+            .backend = &place.backend(),
+            .selection = place.selection(),
+            .stream = place.stream(pool.get())};
   }
 };
 
-Loaded Load(const std::string& model, const std::string& branches, WeightsDType dtype) {
+Loaded Load(const std::string& model, const std::string& branches, const Flags& flags) {
+  const WeightsDType dtype =
+      flags.Number("--f32", 0) != 0 ? WeightsDType::kF32 : WeightsDType::kNative;
+  const std::string device = flags.Text("--device");
   Loaded out;
-  out.pool = kernels::cpu::ThreadPool::Create(2, true);
+  out.place = Take(DevicePlace::Open(device == "cuda"   ? DeviceKind::kCuda
+                                     : device == "auto" ? DeviceKind::kAuto
+                                                        : DeviceKind::kCpu));
+  out.pool = kernels::cpu::ThreadPool::Create(flags.Number("--threads", 2), true);
   out.checkpoint = Take(OpenCheckpoint(model));
   out.weights = Take(LoadWeights(out.checkpoint, dtype, out.pool.get(), nullptr, nullptr));
   const BranchesHeader header = Take(OpenBranches(branches, out.checkpoint.config));
   out.branches = Take(LoadBranches(header, out.checkpoint.config, out.weights->base_id, dtype));
+  if (out.place.on_device()) {
+    out.place.weights =
+        Take(PlaceOnDevice(out.weights.get(), out.branches.get(), out.place.stream(nullptr)));
+  }
   return out;
 }
 
@@ -193,8 +208,7 @@ int Run(int argc, char** argv) {
     return 2;
   }
   const Flags flags(argc, argv);
-  const Loaded loaded = Load(
-      argv[1], argv[2], flags.Number("--f32", 0) != 0 ? WeightsDType::kF32 : WeightsDType::kNative);
+  const Loaded loaded = Load(argv[1], argv[2], flags);
   const SelectionOptions options = {.seed = static_cast<uint64_t>(flags.Number("--seed", 0)),
                                     .tokens = flags.Number("--tokens", 1024),
                                     .samples = flags.Number("--samples", 2),
@@ -220,12 +234,15 @@ int Run(int argc, char** argv) {
     std::fflush(stdout);
     last = now;
   });
+  const auto slice = absl::Milliseconds(flags.Number("--slice", 0));
+  const double started = Seconds();
   for (bool more = true; more;) {
     const double begin = Seconds();
-    more = Take(selection->RunSlice(absl::InfinitePast()));
+    more = Take(selection->RunSlice(clock.Now() + slice));
     longest = std::max(longest, Seconds() - begin);
   }
-  std::printf("longest job %.1f ms; lambda %.4g\n", 1000 * longest, selection->report().lambda);
+  std::printf("%.1f s in all; longest slice %.1f ms; lambda %.4g\n", Seconds() - started,
+              1000 * longest, selection->report().lambda);
   PrintReport(selection->report(), *loaded.branches);
   if (const std::string path = flags.Text("--json"); !path.empty()) {
     std::ofstream(path) << SelectionReportJson(selection->report());
