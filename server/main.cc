@@ -9,6 +9,7 @@
 #include "engine/base/clock.h"
 #include "engine/base/log.h"
 #include "server/auth.h"
+#include "server/autopilot_messages.h"
 #include "server/command_line.h"
 #include "server/log_bridge.h"
 #include "server/model_loader.h"
@@ -68,6 +69,7 @@ int CheckConfig(const LoadedSettings& settings) {
       const absl::StatusOr<MemoryVerdict> plan = Engine::Plan(*checkpoint, ToEngineOptions(config));
       note(plan.status());
       if (plan.ok()) verdict = plan->text;
+      note(AutopilotTargetOf(config, checkpoint->config.layers).status());
     }
   }
   for (const std::string& warning : settings.warnings) {
