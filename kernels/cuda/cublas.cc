@@ -18,6 +18,15 @@ namespace {
 
 constexpr char kLibrary[] = "libcublasLt.so.13";
 
+// cublasLtMatmul answers INVALID_VALUE to a workspace that is not aligned so.
+constexpr uintptr_t kWorkspaceAlignment = 256;
+constexpr int64_t kUsableBytes = kCublasWorkspaceBytes - int64_t{kWorkspaceAlignment};
+
+void* UsableWorkspace(std::byte* workspace) {
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  return workspace + (kWorkspaceAlignment - address % kWorkspaceAlignment) % kWorkspaceAlignment;
+}
+
 // The functions that are used, by their own declarations.
 struct Library {
   decltype(&cublasLtCreate) create;
@@ -137,7 +146,7 @@ class Products {
     const float one = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
     return CublasStatus(
         l.matmul(handle_, d.desc, &one, p.w, d.w, p.x, d.x, &beta, p.y, d.y, p.y, d.y, &*algorithm,
-                 p.workspace, static_cast<size_t>(kCublasWorkspaceBytes), StreamOf(stream)),
+                 UsableWorkspace(p.workspace), static_cast<size_t>(kUsableBytes), StreamOf(stream)),
         "product");
   }
 
@@ -161,7 +170,7 @@ class Products {
     };
     const uint32_t y_bytes = aligned ? 16 : 4;
     for (const absl::Status& status :
-         {set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kCublasWorkspaceBytes}),
+         {set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kUsableBytes}),
           set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, uint32_t{16}),
           set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t{16}),
           set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y_bytes),

@@ -330,6 +330,7 @@ TEST(HybridParity, AHitThatLeavesOneTokenGivesTheSameBits) {
         run.RunAll();
         const auto again = run.Add(request, plan);
         run.RunAll();
+        ASSERT_TRUE(again->done.has_value()) << again->error.value_or(absl::OkStatus());
         EXPECT_EQ(again->done->cached_tokens, length - 1);
         ParityRun::ExpectLikeAlone(&model, request, plan, BitsOf(*again),
                                    [&] { return ParityRun::Alone(&model, request, plan); });

@@ -236,7 +236,7 @@ class ParityRun {
     ParityRun run(model, {.cache = {.prefix_cache = false}});
     const auto sink = run.Add(std::move(forced), plan);
     run.RunAll();
-    ASSERT_TRUE(sink->done.has_value());
+    ASSERT_TRUE(sink->done.has_value()) << sink->error.value_or(absl::OkStatus());
     const std::vector<TokenLogprobs>& scored = sink->done->prompt_logprobs;
     ASSERT_EQ(scored.size() + 1, request.prompt.size() + got.size());
     double squares = 0;
