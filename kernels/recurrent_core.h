@@ -11,10 +11,12 @@
 //              db = dbeta beta (1 - beta).
 //              kLightning: S' = e^(-slope) S_prev, u = v; no da and no db.
 //              f32; sums over the key axis of o and S'^T k ascend in one FMA chain, other dot
-//              products run over 16 lanes.
+//              products run over 16 lanes. cuda: sums over the key axis run over 32 chains, those
+//              over the values' over up to 8, then in pairs or ascending.
 // Shapes       qkv, dqkv [tokens, 3 * heads * d]; a, b, da, db [tokens, heads] in rows of
 //              gate_stride; o, d_o [tokens, heads * d]; states [heads][tokens / 64 rounded up, + 1]
-//              [d * d]: state i is the one before row 64 i. Pointers are those of row 0; a call
+//              [d * d]: state i is the one before row 64 i (cuda:
+//              the values' axis first, in dstate too). Pointers are those of row 0; a call
 //              does rows [row_begin, row_begin + row_count).
 // Order        Blocks start at multiples of 64 and end at one or at the last token; forward in
 //              ascending order; the gradient in descending order with `dstate` [heads][d * d] from
@@ -22,10 +24,13 @@
 // Aliasing     none overlap.
 // Padding      row_count == 0 does nothing.
 // Limits       d in 1..256; heads >= 1.
-// Launch       cpu: heads split statically over the pool.
+// Launch       cpu: heads split statically over the pool. cuda: a block 16 columns of a head, row
+//              by row; the gradient in groups of rows: states replayed, 64 rows a block, then the
+//              reverse pass by columns, then dq, dk, da and db a block a row and head.
 // Cost         flops = 6 d^2 a row and head forward; 21 d^2 with the gradient, the replay included.
 // Determinism  bitwise repeatable; heads independent. Workspace (gradient):
-//              RecurrentCoreGradWorkspaceBytes.
+//              RecurrentCoreGradWorkspaceBytes; cuda::RecurrentCoreGradBytes, 64 MiB or two states
+//              for each head and 64 rows.
 // Errors       INVALID_ARGUMENT for a broken limit.
 // Source       as kernels/recurrent_mixer.h.
 #pragma once

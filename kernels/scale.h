@@ -3,7 +3,7 @@
 // Dtypes       f32.
 // Aliasing     `to` may be `from`.
 // Padding      count == 0 does nothing.
-// Launch       cpu: split statically over the pool.
+// Launch       cpu: split statically over the pool. cuda: an element a thread.
 // Determinism  one rounding; elements independent. Workspace: none.
 #pragma once
 

@@ -19,11 +19,11 @@
 #include "kernels/recurrent_core.h"
 #include "kernels/recurrent_features.h"
 #include "kernels/rmsnorm_grad.h"
+#include "kernels/scale.h"
 #include "kernels/sequence_attention.h"
 
 namespace morphserve::kernels::cuda {
 
-// to[i] = factor * from[i]; `to` may be `from`.
 absl::Status Scale(const float* from, float factor, float* to, int64_t count, Stream stream);
 // The adjoint of CopyRows: y[row_list[r]] = x[r]; an entry of -1 writes nothing. No row is listed
 // twice; other rows of y are left alone.
