@@ -18,10 +18,12 @@
 // Limits       d in 1..256; heads a multiple of kv_heads; window, sinks >= 0.
 // Launch       cpu: pack keys and values seen by the block, then items (kv head, 6 rows of q), then
 //              for the gradient items (kv head, 6 keys). cuda: blocks (head, 64 rows); for the
-//              gradient then (kv head, 64 keys, 64 columns).
+//              gradient then (kv head, 64 keys, a slice of the rows, 64 columns), and the slices'
+//              sums.
 // Cost         flops = 4 * d per (head, row, key) forward, 10 * d with the gradient
 //              (cuda: 18, scores being computed three times).
-// Determinism  bitwise repeatable; independent of threads and of the instruction set. Workspace:
+// Determinism  bitwise repeatable (cuda: at equal shapes); independent of threads and of the
+//              instruction set. Workspace:
 //              SequenceAttentionWorkspaceBytes; cuda::SequenceAttentionBytes.
 // Errors       INVALID_ARGUMENT for a broken limit.
 // Source       Dao et al. 2022 (arXiv 2205.14135), with whole score rows instead of saved

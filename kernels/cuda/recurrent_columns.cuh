@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/warp.cuh"
 #include "kernels/recurrent_core.h"
 
@@ -44,14 +45,6 @@ __device__ inline int StagedKey(int key) {
   return key / kKeys * (kKeys + 4) + key % kKeys;
 }
 
-__device__ inline void CopyAsync(float* to, const float* from) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
-}
-__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// All but the newest group have arrived, of this thread.
-__device__ inline void WaitCopies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
-
 // The sum over the lanes of a column, on each of them.
 __device__ inline float ColumnSum(float value) {
 #pragma unroll
@@ -74,13 +67,17 @@ __device__ inline void LoadKeys(const float* row, float (&keys)[kKeys]) {
   }
 }
 
-// <x, y> over the keys, four chains a lane.
+// The lane's part of <x, y> over the keys, in four chains; and all of it.
 template <int kKeys>
-__device__ inline float KeyDot(const float (&x)[kKeys], const float (&y)[kKeys]) {
+__device__ inline float LaneDot(const float (&x)[kKeys], const float (&y)[kKeys]) {
   float sums[4] = {};
 #pragma unroll
   for (int i = 0; i < kKeys; ++i) sums[i % 4] = fmaf(x[i], y[i], sums[i % 4]);
-  return ColumnSum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+template <int kKeys>
+__device__ inline float KeyDot(const float (&x)[kKeys], const float (&y)[kKeys]) {
+  return ColumnSum(LaneDot(x, y));
 }
 
 // A lane's part of a column of a state [value][key] of size d; zeros outside.
@@ -123,6 +120,20 @@ struct StagedRows {
   CoreGates gates[kStageRows];
 };
 
+// What a lane needs of a staged row, in registers: loaded while the row before is at work.
+template <int kKeys>
+struct LaneRow {
+  float keys0[kKeys], keys1[kKeys], column;
+  CoreGates gates;
+
+  __device__ inline void Load(const StagedRows<kKeys>& rows, int r) {
+    LoadKeys(rows.keys0[r], keys0);
+    LoadKeys(rows.keys1[r], keys1);
+    column = rows.columns[r][static_cast<int>(threadIdx.x) / kColumnLanes];
+    gates = rows.gates[r];
+  }
+};
+
 // Zeros in both of two, for what StageRows leaves out. By the whole block.
 template <int kKeys>
 __device__ inline void ZeroStaged(StagedRows<kKeys>* two) {
@@ -148,11 +159,11 @@ __device__ inline void StageRows(const StageSource& from, int row, int end, Stag
        r += kColumnThreads / kWarp) {
     const int64_t keys_at = (row + r) * from.keys_stride;
     for (int i = lane; i < from.d; i += kWarp) {
-      CopyAsync(&to->keys0[r][StagedKey<kKeys>(i)], from.keys0 + keys_at + i);
-      CopyAsync(&to->keys1[r][StagedKey<kKeys>(i)], from.keys1 + keys_at + i);
+      CopyAsync<4>(&to->keys0[r][StagedKey<kKeys>(i)], from.keys0 + keys_at + i);
+      CopyAsync<4>(&to->keys1[r][StagedKey<kKeys>(i)], from.keys1 + keys_at + i);
     }
     if (lane < kBlockColumns && from.first_column + lane < from.d) {
-      CopyAsync(&to->columns[r][lane], from.columns + (row + r) * from.column_stride + lane);
+      CopyAsync<4>(&to->columns[r][lane], from.columns + (row + r) * from.column_stride + lane);
     }
   }
 }

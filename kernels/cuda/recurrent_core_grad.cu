@@ -59,20 +59,21 @@ __global__ void __launch_bounds__(kColumnThreads) ReverseKernel(const CoreGradRu
   int buffer = 0;
   for (int first = last; first >= s.row_begin; first -= kStageRows, buffer ^= 1) {
     stage(first - kStageRows, buffer ^ 1);
-    WaitCopies();
+    WaitCopies<1>();
     __syncthreads();  // The rows of `buffer` are whole.
+    LaneRow<kKeys> now, next;
+    now.Load(staged[buffer], min(kStageRows, end - first) - 1);
+#pragma unroll 2
     for (int r = min(kStageRows, end - first) - 1; r >= 0; --r) {
+      next.Load(staged[buffer], max(r - 1, 0));
       const int row = first + r;
-      const CoreGates gates = staged[buffer].gates[r];
-      const float d_o =
-          s.scale * staged[buffer].columns[r][static_cast<int>(threadIdx.x) / kColumnLanes];
-      float keys[kKeys];
-      LoadKeys(staged[buffer].keys0[r], keys);  // q
+      const float d_o = s.scale * now.column;
+      const auto& q = now.keys0;
+      const auto& k = now.keys1;
 #pragma unroll
-      for (int i = 0; i < kKeys; ++i) slope[i] = fmaf(keys[i], d_o, slope[i]);
+      for (int i = 0; i < kKeys; ++i) slope[i] = fmaf(q[i], d_o, slope[i]);
       StorePadded(run.buffers.SlopeAt(row, head), run.buffers.padded, column, slope);
-      LoadKeys(staged[buffer].keys1[r], keys);  // k
-      const float du = KeyDot(slope, keys), dv = gates.beta * du;
+      const float du = KeyDot(slope, k), dv = now.gates.beta * du;
       if (lane == 0) run.buffers.DuAt(row, head)[column] = du;
       if (lane == 0 && column < d) {
         args.dqkv[row * args.dqkv_stride + 2 * width + head_at + column] = dv;
@@ -80,8 +81,9 @@ __global__ void __launch_bounds__(kColumnThreads) ReverseKernel(const CoreGradRu
       const float pull = s.kind == RecurrentKind::kGatedDelta ? dv : 0.0f;
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) {
-        slope[i] = gates.decay * fmaf(-keys[i], pull, slope[i]);
+        slope[i] = now.gates.decay * fmaf(-k[i], pull, slope[i]);
       }
+      now = next;
     }
     __syncthreads();  // They may be overwritten.
   }

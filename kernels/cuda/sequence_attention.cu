@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kTileThreads) AttentionKernel(const SequenceAt
     __syncthreads();  // The tiles before are read.
     LoadTile<kDim, kTileColumns>(k, args.k + kv_at, args.kv_stride, key, row_end, s.head_dim);
     LoadTile<kDim, kTileColumns>(v, args.v + kv_at, args.kv_stride, key, row_end, s.head_dim);
-    __syncthreads();  // These are whole.
+    TilesAreWhole();
     float score[kTileColumns / 8][4], kept[2];
     RowsTimesRows<kDim>(score, q, k);
 #pragma unroll

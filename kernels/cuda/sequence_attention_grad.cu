@@ -1,8 +1,8 @@
 // The gradient of attention inside one sequence, in two kernels. A block of the first does 64 rows
 // of one head in two sweeps over the keys they see: maximum, sum and D of every row, which stay in
 // the workspace for the second kernel, then dq. A block of the second does 64 keys of one key-value
-// head, over the rows that see them, head by head of the group: so dk and dv are summed in one
-// order. Scores are computed again in every sweep. Products: tf32_tiles.cuh.
+// head, over a slice of the rows and heads of the group that see them; the slices' dk and dv are
+// then summed in their order. Scores are computed again in every sweep. Products: tf32_tiles.cuh.
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
@@ -55,7 +55,7 @@ __device__ inline void ScoreTile(const SequenceAttentionGradArgs& args, const Ti
                                s.head_dim);
   LoadTile<kDim, kTileColumns>(tiles.narrow1, args.v + kv_at, args.kv_stride, key, row_end,
                                s.head_dim);
-  __syncthreads();  // These are whole.
+  TilesAreWhole();
   RowsTimesRows<kDim>(score, tiles.wide0, tiles.narrow0);
   RowsTimesRows<kDim>(dp, tiles.wide1, tiles.narrow1);
 #pragma unroll
@@ -167,99 +167,181 @@ __global__ void __launch_bounds__(kTileThreads, kDim == 64 ? 3 : 2)
   }
 }
 
-// Block (64 keys, key-value head, kOut columns of dk and dv).
+// Keys that one launch does, in tiles of 64, and into how many slices the rows of each are cut.
+struct KeyTiles {
+  int first;
+  int count;
+  int slices;
+  float* partial;  // [slices][kv_heads][count * 64][dk, dv][d].
+
+  __device__ float* At(const SequenceAttentionShape& s, int slice, int kv_head, int key) const {
+    const int64_t row = (int64_t{slice} * s.kv_heads + kv_head) * count * kTileRows + key -
+                        int64_t{first} * kTileRows;
+    return partial + row * 2 * s.head_dim;
+  }
+};
+
+// Tiles of 32 rows, of the call's, that see a key of [key, key + 64): from .x on, .y of them.
+__device__ inline int2 SeenRowTiles(const SequenceAttentionShape& s, int key) {
+  const int begin = max(0, key - s.row_begin) / kTileColumns;
+  int64_t end = s.row_count;
+  if (s.window != 0 && key >= s.sinks) {
+    end = min(end, int64_t{key} + kTileRows - 1 + s.window - s.row_begin);
+  }
+  const auto tiles = static_cast<int>((max(end, int64_t{0}) + kTileColumns - 1) / kTileColumns);
+  return make_int2(begin, max(0, tiles - begin));
+}
+
+// Block (64 keys, key-value head and slice, kOut columns of dk and dv).
 template <int kDim, int kOut>
 __global__ void __launch_bounds__(kTileThreads)
-    KeyGradKernel(const SequenceAttentionGradArgs args) {
+    KeyGradKernel(const SequenceAttentionGradArgs args, const KeyTiles keys) {
   extern __shared__ float shared[];
   const SequenceAttentionShape& s = args.shape;
   const Tiles<kDim> tiles(shared);
-  const int key = static_cast<int>(blockIdx.x) * kTileRows, end = s.row_begin + s.row_count;
-  const int kv_head = static_cast<int>(blockIdx.y), group = s.heads / s.kv_heads;
+  const int key = (keys.first + static_cast<int>(blockIdx.x)) * kTileRows;
+  const int end = s.row_begin + s.row_count, group = s.heads / s.kv_heads;
+  const int kv_head = static_cast<int>(blockIdx.y) % s.kv_heads;
+  const int slice = static_cast<int>(blockIdx.y) / s.kv_heads;
   const int first_column = static_cast<int>(blockIdx.z) * kOut;
   const int64_t kv_at = int64_t{kv_head} * s.head_dim;
   LoadTile<kDim, kTileRows>(tiles.wide0, args.k + kv_at, args.kv_stride, key, end, s.head_dim);
   LoadTile<kDim, kTileRows>(tiles.wide1, args.v + kv_at, args.kv_stride, key, end, s.head_dim);
   float dk[kOut / 8][4] = {}, dv[kOut / 8][4] = {};
-  bool seen = false;
-  for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+  const int2 seen = SeenRowTiles(s, key);
+  const int64_t pairs = int64_t{group} * seen.y;  // Of a head and a tile of rows.
+  const auto last = static_cast<int>(pairs * (slice + 1) / keys.slices);
+  for (int pair = static_cast<int>(pairs * slice / keys.slices); pair < last; ++pair) {
+    const int head = kv_head * group + pair / seen.y;
+    const int row = s.row_begin + (seen.x + pair % seen.y) * kTileColumns;
+    const int row_end = min(row + kTileColumns, end);
     const int64_t head_at = int64_t{head} * s.head_dim;
-    for (int row = s.row_begin; row < end; row += kTileColumns) {
-      const int row_end = min(row + kTileColumns, end);
-      if (!TileIsSeen(s, row, row_end, key, key + kTileRows)) continue;
-      seen = true;
-      __syncthreads();  // The tiles before are read.
-      LoadTile<kDim, kTileColumns>(tiles.narrow0, args.q + head_at, args.q_stride, row, row_end,
-                                   s.head_dim);
-      LoadTile<kDim, kTileColumns>(tiles.narrow1, args.dout + head_at, args.dout_stride, row,
-                                   row_end, s.head_dim);
-      if (row + static_cast<int>(threadIdx.x) < row_end) {
-        tiles.stats[threadIdx.x] = StatsOf(args, head)[row - s.row_begin + threadIdx.x];
-      }
-      __syncthreads();  // These are whole.
-      float p[kTileColumns / 8][4], ds[kTileColumns / 8][4];
-      RowsTimesRows<kDim>(p, tiles.wide0, tiles.narrow0);
-      RowsTimesRows<kDim>(ds, tiles.wide1, tiles.narrow1);
-#pragma unroll
-      for (int n = 0; n < kTileColumns / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int column = ElementColumn(n, i), at = row + column;
-          const bool sees = at < row_end && Sees(s, at, key + ElementRow(i));
-          const RowStats of = tiles.stats[column];
-          p[n][i] = sees ? of.gate * expf(p[n][i] * s.scale - of.highest) * of.inverse_total : 0.0f;
-          ds[n][i] = sees ? s.scale * p[n][i] * (ds[n][i] - of.product) : 0.0f;
-        }
-      }
-      AddTimesColumns<kDim, kOut>(dk, ds, tiles.narrow0 + first_column);
-      AddTimesColumns<kDim, kOut>(dv, p, tiles.narrow1 + first_column);
+    __syncthreads();  // The tiles before are read.
+    LoadTile<kDim, kTileColumns>(tiles.narrow0, args.q + head_at, args.q_stride, row, row_end,
+                                 s.head_dim);
+    LoadTile<kDim, kTileColumns>(tiles.narrow1, args.dout + head_at, args.dout_stride, row, row_end,
+                                 s.head_dim);
+    if (row + static_cast<int>(threadIdx.x) < row_end) {
+      tiles.stats[threadIdx.x] = StatsOf(args, head)[row - s.row_begin + threadIdx.x];
     }
+    TilesAreWhole();
+    float p[kTileColumns / 8][4], ds[kTileColumns / 8][4];
+    RowsTimesRows<kDim>(p, tiles.wide0, tiles.narrow0);
+    RowsTimesRows<kDim>(ds, tiles.wide1, tiles.narrow1);
+#pragma unroll
+    for (int n = 0; n < kTileColumns / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = ElementColumn(n, i), at = row + column;
+        const bool sees = at < row_end && Sees(s, at, key + ElementRow(i));
+        const RowStats of = tiles.stats[column];
+        p[n][i] = sees ? of.gate * expf(p[n][i] * s.scale - of.highest) * of.inverse_total : 0.0f;
+        ds[n][i] = sees ? s.scale * p[n][i] * (ds[n][i] - of.product) : 0.0f;
+      }
+    }
+    AddTimesColumns<kDim, kOut>(dk, ds, tiles.narrow0 + first_column);
+    AddTimesColumns<kDim, kOut>(dv, p, tiles.narrow1 + first_column);
   }
-  if (!seen) return;
 #pragma unroll
   for (int n = 0; n < kOut / 8; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int at = key + ElementRow(i), column = first_column + ElementColumn(n, i);
-      if (at >= end || column >= s.head_dim) continue;
-      const int64_t to = at * args.dkv_stride + kv_at + column;
-      args.dk[to] += dk[n][i];
-      args.dv[to] += dv[n][i];
+      const int column = first_column + ElementColumn(n, i);
+      if (column >= s.head_dim) continue;
+      float* const to = keys.At(s, slice, kv_head, key + ElementRow(i)) + column;
+      to[0] = dk[n][i];
+      to[s.head_dim] = dv[n][i];
     }
   }
+}
+
+// Block (key, key-value head): the slices, ascending, then added to dk and dv.
+__global__ void __launch_bounds__(kTileThreads)
+    KeySumKernel(const SequenceAttentionGradArgs args, const KeyTiles keys) {
+  const SequenceAttentionShape& s = args.shape;
+  const int key = keys.first * kTileRows + static_cast<int>(blockIdx.x);
+  const int kv_head = static_cast<int>(blockIdx.y);
+  if (key >= s.row_begin + s.row_count) return;
+  if (SeenRowTiles(s, key / kTileRows * kTileRows).y == 0) return;
+  const int64_t at = key * args.dkv_stride + int64_t{kv_head} * s.head_dim;
+  for (int i = threadIdx.x; i < 2 * s.head_dim; i += kTileThreads) {
+    float sum = 0;
+    for (int slice = 0; slice < keys.slices; ++slice) sum += keys.At(s, slice, kv_head, key)[i];
+    float* const to = i < s.head_dim ? args.dk + at + i : args.dv + at + i - s.head_dim;
+    *to += sum;
+  }
+}
+
+// Blocks that fill the device, for a launch that has fewer tiles; and of one tile at most.
+constexpr int32_t kBlocksWanted = 528, kSlicesMax = 64;
+
+int64_t StatsBytes(int32_t rows, int32_t heads) {
+  return (int64_t{rows} * heads * static_cast<int64_t>(sizeof(RowStats)) + 63) / 64 * 64;
+}
+
+// dk and dv of key tiles [first, end).
+template <int kDim, int kOut>
+absl::Status LaunchKeys(const SequenceAttentionGradArgs& args, int32_t first, int32_t end,
+                        Stream stream) {
+  if (first >= end) return absl::OkStatus();
+  const SequenceAttentionShape& s = args.shape;
+  const KeyTiles keys = {
+      .first = first,
+      .count = end - first,
+      .slices = std::clamp(kBlocksWanted / ((end - first) * s.kv_heads), 1, kSlicesMax),
+      .partial = reinterpret_cast<float*>(args.workspace + StatsBytes(s.row_count, s.heads))};
+  constexpr int kBytes = Tiles<kDim>::kBytes;
+  const auto kernel = KeyGradKernel<kDim, kOut>;
+  MS_CUDA_RETURN_IF_ERROR(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  const dim3 grid(static_cast<unsigned>(keys.count),
+                  static_cast<unsigned>(s.kv_heads * keys.slices), kDim / kOut);
+  kernel<<<grid, kTileThreads, kBytes, StreamOf(stream)>>>(args, keys);
+  const dim3 sums(static_cast<unsigned>(keys.count * kTileRows), static_cast<unsigned>(s.kv_heads));
+  KeySumKernel<<<sums, kTileThreads, 0, StreamOf(stream)>>>(args, keys);
+  return LaunchStatus("SequenceAttentionGrad, keys");
 }
 
 template <int kDim, int kOut>
 absl::Status Launch(const SequenceAttentionGradArgs& args, Stream stream) {
   const SequenceAttentionShape& s = args.shape;
   constexpr int kBytes = Tiles<kDim>::kBytes;
-  const auto query_kernel = QueryGradKernel<kDim>;
-  const auto key_kernel = KeyGradKernel<kDim, kOut>;
+  const auto kernel = QueryGradKernel<kDim>;
   MS_CUDA_RETURN_IF_ERROR(
-      cudaFuncSetAttribute(query_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  MS_CUDA_RETURN_IF_ERROR(
-      cudaFuncSetAttribute(key_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  const dim3 queries(static_cast<unsigned>((s.row_count + kTileRows - 1) / kTileRows),
-                     static_cast<unsigned>(s.heads));
-  query_kernel<<<queries, kTileThreads, kBytes, StreamOf(stream)>>>(args);
-  const dim3 keys(static_cast<unsigned>((s.row_begin + s.row_count + kTileRows - 1) / kTileRows),
-                  static_cast<unsigned>(s.kv_heads), kDim / kOut);
-  key_kernel<<<keys, kTileThreads, kBytes, StreamOf(stream)>>>(args);
-  return LaunchStatus("SequenceAttentionGrad");
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  const dim3 grid(static_cast<unsigned>((s.row_count + kTileRows - 1) / kTileRows),
+                  static_cast<unsigned>(s.heads));
+  kernel<<<grid, kTileThreads, kBytes, StreamOf(stream)>>>(args);
+  absl::Status status = LaunchStatus("SequenceAttentionGrad, queries");
+  if (!status.ok()) return status;
+  // Sinks are seen by all rows and have a launch of their own; of the other keys only those that
+  // the first row's window reaches are seen.
+  const int32_t end = (s.row_begin + s.row_count + kTileRows - 1) / kTileRows;
+  if (s.window == 0) return LaunchKeys<kDim, kOut>(args, 0, end, stream);
+  const auto sinks =
+      static_cast<int32_t>(std::min<int64_t>(end, (int64_t{s.sinks} + kTileRows - 1) / kTileRows));
+  const int32_t reached = std::max(0, s.row_begin - s.window + 1) / kTileRows;
+  status = LaunchKeys<kDim, kOut>(args, 0, sinks, stream);
+  return status.ok() ? LaunchKeys<kDim, kOut>(args, std::max(sinks, reached), end, stream) : status;
 }
 
 }  // namespace
 
-int64_t SequenceAttentionBytes(int32_t rows, int32_t, int32_t heads, int32_t, int32_t, bool grad) {
-  return grad ? int64_t{rows} * heads * static_cast<int64_t>(sizeof(RowStats)) : 0;
+int64_t SequenceAttentionBytes(int32_t rows, int32_t tokens, int32_t heads, int32_t kv_heads,
+                               int32_t head_dim, bool grad) {
+  if (!grad) return 0;
+  const int64_t tiles = (int64_t{tokens} + kTileRows - 1) / kTileRows;
+  return StatsBytes(rows, heads) + std::max<int64_t>(kBlocksWanted, tiles * kv_heads) * kTileRows *
+                                       2 * head_dim * static_cast<int64_t>(sizeof(float));
 }
 
 absl::Status SequenceAttentionGrad(const SequenceAttentionGradArgs& args, Stream stream) {
   const SequenceAttentionShape& s = args.shape;
   if (absl::Status status = CheckSequenceAttention(s); !status.ok()) return status;
-  const int64_t needed = SequenceAttentionBytes(s.row_count, 0, s.heads, 0, 0, true);
-  if (needed > 0 && (args.workspace == nullptr || args.workspace_bytes < needed ||
-                     reinterpret_cast<uintptr_t>(args.workspace) % 64 != 0)) {
+  const int64_t needed = SequenceAttentionBytes(s.row_count, s.row_begin + s.row_count, s.heads,
+                                                s.kv_heads, s.head_dim, true);
+  if (s.row_count > 0 && (args.workspace == nullptr || args.workspace_bytes < needed ||
+                          reinterpret_cast<uintptr_t>(args.workspace) % 64 != 0)) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "SequenceAttentionGrad: workspace has %d bytes; %d aligned to 64 are needed",
         args.workspace_bytes, needed));

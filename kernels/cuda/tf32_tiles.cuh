@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace morphserve::kernels::cuda {
@@ -24,17 +25,34 @@ constexpr int TileStride() {
   return kDim + 4;
 }
 
-// Rows [first, first + kCount) of a matrix, `d` of kDim columns; zeros behind row `end` and column
-// d. By the whole block.
+// Starts the copies of rows [first, first + kCount) of a matrix, `d` of kDim columns; zeros behind
+// row `end` and column d. By the whole block; done after TilesAreWhole.
 template <int kDim, int kCount>
 __device__ inline void LoadTile(float* tile, const float* from, int64_t stride, int first, int end,
                                 int d) {
-#pragma unroll 8
+  const bool by_four = d % 4 == 0 && stride % 4 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
+  if (by_four) {
+#pragma unroll 4
+    for (int i = 4 * static_cast<int>(threadIdx.x); i < kCount * kDim; i += 4 * kTileThreads) {
+      const int row = i / kDim, column = i % kDim;
+      const bool inside = first + row < end && column < d;
+      CopyAsync<16>(tile + row * TileStride<kDim>() + column,
+                    inside ? from + (first + row) * stride + column : from, !inside);
+    }
+    return;
+  }
+#pragma unroll 4
   for (int i = threadIdx.x; i < kCount * kDim; i += kTileThreads) {
     const int row = i / kDim, column = i % kDim;
-    tile[row * TileStride<kDim>() + column] =
-        first + row < end && column < d ? from[(first + row) * stride + column] : 0.0f;
+    const bool inside = first + row < end && column < d;
+    CopyAsync<4>(tile + row * TileStride<kDim>() + column,
+                 inside ? from + (first + row) * stride + column : from, !inside);
   }
+}
+__device__ inline void TilesAreWhole() {
+  CommitCopies();
+  WaitCopies<0>();
+  __syncthreads();
 }
 
 // Four or two values in halves.

@@ -34,7 +34,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
   table+=("memcheck, racecheck    skipped: compute-sanitizer is not on the PATH")
 fi
-for bench in gemv_bench gpu_mixer_bench; do
+for bench in gemv_bench gpu_mixer_bench gpu_selection_bench; do
   run "$bench" 300 "$bin/$bench"
   cat "$logs/$bench.log"
 done
