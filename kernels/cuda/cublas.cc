@@ -141,25 +141,30 @@ class Products {
     if (handle_ == nullptr) MS_CUBLAS_RETURN_IF_ERROR(l.create(&handle_));
     Descriptors d(l);
     if (absl::Status status = d.Create(p, p.m); !status.ok()) return status;
-    const absl::StatusOr<cublasLtMatmulAlgo_t> algorithm = Algorithm(l, p);
-    if (!algorithm.ok()) return algorithm.status();
     const float one = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
-    return CublasStatus(
-        l.matmul(handle_, d.desc, &one, p.w, d.w, p.x, d.x, &beta, p.y, d.y, p.y, d.y, &*algorithm,
-                 UsableWorkspace(p.workspace), static_cast<size_t>(kUsableBytes), StreamOf(stream)),
-        "product");
+    // What suits the bucket may refuse some of its row counts; those get one of their own.
+    cublasStatus_t code = CUBLAS_STATUS_SUCCESS;
+    for (const int32_t m : {BucketOf(p.m), p.m}) {
+      const absl::StatusOr<cublasLtMatmulAlgo_t> algorithm = Algorithm(l, p, m);
+      if (!algorithm.ok()) return algorithm.status();
+      code = l.matmul(handle_, d.desc, &one, p.w, d.w, p.x, d.x, &beta, p.y, d.y, p.y, d.y,
+                      &*algorithm, UsableWorkspace(p.workspace), static_cast<size_t>(kUsableBytes),
+                      StreamOf(stream));
+      if (code != CUBLAS_STATUS_NOT_SUPPORTED) break;
+    }
+    return CublasStatus(code, "product");
   }
 
  private:
   using Key = std::tuple<int32_t, int32_t, int64_t, int32_t, int64_t, bool>;
 
-  absl::StatusOr<cublasLtMatmulAlgo_t> Algorithm(const Library& l, const BigProduct& p) {
-    const int32_t bucket = BucketOf(p.m);
+  // For products of `m` rows and otherwise as `p`.
+  absl::StatusOr<cublasLtMatmulAlgo_t> Algorithm(const Library& l, const BigProduct& p, int32_t m) {
     const bool aligned = reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
-    const Key key(p.n, p.k, p.w_stride, bucket, p.y_stride, aligned);
+    const Key key(p.n, p.k, p.w_stride, m, p.y_stride, aligned);
     if (const auto found = algorithms_.find(key); found != algorithms_.end()) return found->second;
     Descriptors d(l);
-    if (absl::Status status = d.Create(p, bucket); !status.ok()) return status;
+    if (absl::Status status = d.Create(p, m); !status.ok()) return status;
     cublasLtMatmulPreference_t preference = nullptr;
     MS_CUBLAS_RETURN_IF_ERROR(l.preference_create(&preference));
     const auto destroy = [&l](cublasLtMatmulPreference_t it) { l.preference_destroy(it); };
@@ -183,7 +188,7 @@ class Products {
         l.heuristic(handle_, d.desc, d.w, d.x, d.y, d.y, preference, 1, &best, &found));
     if (found == 0) {
       return absl::InternalError(
-          absl::StrFormat("cuBLASLt has no product for n %d, k %d, m %d", p.n, p.k, bucket));
+          absl::StrFormat("cuBLASLt has no product for n %d, k %d, m %d", p.n, p.k, m));
     }
     algorithms_.emplace(key, best.algo);
     return best.algo;

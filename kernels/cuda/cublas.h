@@ -29,8 +29,8 @@ struct BigProduct {
   std::byte* workspace = nullptr;  // kCublasWorkspaceBytes, aligned to 64.
 };
 
-// The algorithm is chosen once for (n, k, w_stride, bucket of m, alignment of y) and kept, so that
-// equal calls give equal bits.
+// The algorithm is chosen once for (n, k, w_stride, bucket of m, alignment of y; or m itself where
+// that one does not do) and kept, so that equal calls give equal bits.
 absl::Status RunBigProduct(const BigProduct& product, Stream stream);
 
 }  // namespace morphserve::kernels::cuda
