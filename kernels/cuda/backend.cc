@@ -23,6 +23,4 @@ const Backend* CudaBackend() {
   return &kTable;
 }
 
-const SelectionBackend* CudaSelectionBackend() { return nullptr; }
-
 }  // namespace morphserve::kernels::cuda

@@ -1,7 +1,8 @@
 // The selection on a device against the CPU's, on toys of every branch kind whose weights are f32,
-// so that only the order of sums differs; and that a job may be given any part of a sequence.
-// Catches: host memory given to a device, an operation that was forgotten or came too early,
-// results that change from run to run. Without a device those tests are skipped.
+// so that only the order of sums differs; and, anywhere, that jobs keep to the rules of a device.
+// Catches: host memory given to a device and device memory touched by the host, an operation that
+// was forgotten or came too early, results that change from run to run. Without a device those
+// tests are skipped.
 #include <cmath>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "morph/alignment.h"
 #include "morph/layer_sweep.h"
 #include "morph/selection.h"
+#include "tests/morph/fenced_backend.h"
 #include "tests/morph/toy_fixture.h"
 
 namespace morphserve {
@@ -22,9 +24,15 @@ struct Found {
   std::vector<double> losses, gradients, q;
 };
 
-Found Find(const ToyOptions& options) {
+Found Find(const ToyOptions& options, bool fenced = false) {
   const Toy toy(options);
-  const auto model = *SelectionModel::Create(toy.source(), kTokens, true);
+  SelectionSource source = toy.source();
+  if (fenced) source.backend = &FencedBackend(), source.selection = &FencedSelectionBackend();
+  const auto model = *SelectionModel::Create(source, kTokens, true);
+  if (fenced) {
+    Fence::Get().Close(source, model->x(), SelectionModel::Bytes(source, kTokens, true),
+                       SelectionModel::KeptBytes(toy.config, kTokens));
+  }
   const std::vector<CalibrationSample> samples = {toy.Sample(kTokens, 2)};
   Found found;
   WorkList list;
@@ -44,6 +52,7 @@ Found Find(const ToyOptions& options) {
   for (int32_t m = 0; m < 4; ++m) {
     for (int32_t n = 0; n < 4; ++n) found.q.push_back(sweep.totals().q.at(m, n));
   }
+  if (fenced) Fence::Get().Open();
   return found;
 }
 
@@ -58,14 +67,11 @@ void ExpectClose(const std::vector<double>& values, const std::vector<double>& e
 }
 
 // The gradients of keys and values are added up block by block, so that their sums differ a little.
-TEST(SelectionJobs, MayBeGivenWholeSequences) {
-  kernels::SelectionBackend whole = kernels::CpuSelectionBackend();
-  whole.rows = whole.product_rows = whole.product_outputs = 0;
-  for (ToyOptions options : AllToyKinds()) {
+TEST(SelectionJobs, MayBeOfWholeSequencesAndLeaveTheBackendsMemoryAlone) {
+  for (const ToyOptions& options : AllToyKinds()) {
     SCOPED_TRACE(ToyName(options));
     const Found parts = Find(options);
-    options.selection = &whole;
-    const Found found = Find(options);
+    const Found found = Find(options, /*fenced=*/true);
     EXPECT_EQ(found.losses, parts.losses);
     ExpectClose(found.gradients, parts.gradients, 1e-5, "gradient");
     EXPECT_EQ(found.q, parts.q);

@@ -35,8 +35,6 @@ struct ToyOptions {
   int32_t sinks = 2;
   int32_t threads = 2;
   DeviceKind device = DeviceKind::kCpu;
-  // Of the CPU: what jobs are given; a test may want others.
-  const kernels::SelectionBackend* selection = nullptr;
 };
 
 inline const std::vector<ToyOptions>& AllToyKinds() {
@@ -73,7 +71,6 @@ class Toy {
     config.rope.interleaved = options.interleaved;
     weights = *LoadWeights(checkpoint, WeightsDType::kF32, pool_.get(), nullptr, nullptr);
     MakeBranches(options);
-    selection_ = options.selection;
     if (options.device == DeviceKind::kCpu) return;
     auto place = DevicePlace::Open(options.device);
     EXPECT_TRUE(place.ok()) << place.status();
@@ -88,7 +85,7 @@ class Toy {
             .weights = weights.get(),
             .branches = &branches,
             .backend = &place_.backend(),
-            .selection = selection_ != nullptr ? selection_ : place_.selection(),
+            .selection = place_.selection(),
             .stream = place_.stream(pool_.get())};
   }
 
@@ -174,7 +171,6 @@ class Toy {
 
   std::unique_ptr<kernels::cpu::ThreadPool> pool_;
   DevicePlace place_;
-  const kernels::SelectionBackend* selection_ = nullptr;
   kernels::Numbers numbers_{3};
   std::vector<std::unique_ptr<kernels::Workspace>> memory_;
 };
