@@ -42,6 +42,8 @@ struct AttentionSegment {
   const int32_t* page_table = nullptr;
 };
 
+struct QkRopeAppendArgs;
+
 struct AttentionArgs {
   const float* q = nullptr;
   int64_t q_stride = 0;
@@ -58,6 +60,9 @@ struct AttentionArgs {
   std::span<const AttentionSegment> segments;
   int32_t rows_max = 0;    // CUDA: no segment has more rows,
   int32_t kv_len_max = 0;  // nor sees more positions. The CPU reads the segments.
+  // Null, or what to do to the segments' rows before: kernels/qk_rope_append.h. It has the same q,
+  // pages, shape and row list; a backend may fuse it, and leave q and k as they are.
+  const QkRopeAppendArgs* append = nullptr;
   std::byte* workspace = nullptr;  // 64-byte aligned.
   int64_t workspace_bytes = 0;
 };

@@ -8,6 +8,8 @@
 //              of a group are inside `dot`. Float formats: one f32 FMA chain per output, k
 //              ascending. So the bits of a row do not depend on the number of rows, the number of
 //              threads or the instruction set.
+//              With a norm, rows of x first become what kernels/rmsnorm.h makes of them. With
+//              swiglu, y of two products becomes what kernels/activation.h makes of them.
 // Shapes       x [rows, k]; w [n, k]; bias? [n]; y [rows, n]. Strides in elements.
 // Dtypes       x, bias, y: f32. w: one of WeightFormat.
 // Aliasing     no y may overlap x or another y.
@@ -89,13 +91,26 @@ struct MatmulPart {
   bool accumulate = false;  // y += product instead of y = product; the product is summed first.
 };
 
+// The norm of rows before a product. A backend may put the normalised rows into `normed` or fuse
+// the norm with the product: what is there afterwards is undefined.
+struct MatmulNorm {
+  const float* weight = nullptr;  // [k]; null: no norm.
+  float eps = 0;
+  float* normed = nullptr;  // [rows, k]
+  int64_t normed_stride = 0;
+};
+
 struct MatmulArgs {
   const float* x = nullptr;
   int64_t x_stride = 0;
   int32_t rows = 0;
-  const int32_t* row_list = nullptr;  // [rows] or null.
+  const int32_t* row_list = nullptr;  // [rows] or null; null with a norm or swiglu.
   std::span<const MatmulPart> parts;  // All with the same k.
-  std::byte* workspace = nullptr;     // 64-byte aligned.
+  MatmulNorm norm = {};
+  // Of exactly two parts, gate and up, of one n, without bias, not accumulating: y of the first is
+  // the gated activation; that of the second is undefined afterwards.
+  bool swiglu = false;
+  std::byte* workspace = nullptr;  // 64-byte aligned.
   int64_t workspace_bytes = 0;
 };
 

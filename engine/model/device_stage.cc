@@ -142,12 +142,6 @@ absl::Status DeviceStage::Begin(const StepBatch& batch, int32_t begin, int32_t e
   FillPositions(batch, &filled_positions_);
   tokens_ = Put(batch.tokens, -1);
   positions_ = Put(filled_positions_, 0);
-  if (padded_ > 0) {
-    // The list of logit rows, in its place: every row, in order.
-    int32_t* here = nullptr;
-    logit_list_ = Reserve(static_cast<size_t>(padded_), &here);
-    for (int32_t row = 0; row < padded_; ++row) here[row] = row;
-  }
   for (int32_t layer = begin; layer < end; ++layer) StageLists(batch, layer);
   for (int32_t layer = begin; layer < end; ++layer) StagePageTables(layer);
   MS_RETURN_IF_ERROR(Send());
@@ -161,10 +155,7 @@ absl::Status DeviceStage::Send() {
 }
 
 absl::StatusOr<const int32_t*> DeviceStage::List(const int32_t* values, int32_t count) {
-  if (padded_ > 0) {
-    for (int32_t i = 0; i < count; ++i) MS_CHECK(values[i] == i);
-    return logit_list_;
-  }
+  MS_CHECK(padded_ == 0);  // A recorded step asks for all of its rows, in order: no list.
   int32_t* here = nullptr;
   const int32_t* there = Reserve(static_cast<size_t>(count), &here);
   std::copy_n(values, count, here);

@@ -66,7 +66,6 @@ class DeviceStage final : public StepStage {
   std::vector<int32_t> filled_positions_;
   const int32_t* tokens_ = nullptr;
   const int32_t* positions_ = nullptr;
-  const int32_t* logit_list_ = nullptr;
   int32_t begin_ = 0, end_ = 0;  // Layers of the step.
   int32_t padded_ = 0;
   size_t segments_ = 0;

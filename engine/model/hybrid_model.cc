@@ -63,6 +63,13 @@ absl::Status HybridModel::Norm(const Parameter& weight, int32_t rows) {
                             stream_);
 }
 
+kernels::MatmulNorm HybridModel::NormFirst(const Parameter& weight, float* normed) const {
+  return {.weight = weight.data(),
+          .eps = config_.norm_eps,
+          .normed = normed,
+          .normed_stride = config_.hidden};
+}
+
 absl::Status HybridModel::Projections(const LayerWeights& layer) {
   const ModelConfig& c = config_;
   // With projections of their own, linear rows need the base's only for a window beside them.
@@ -82,36 +89,45 @@ absl::Status HybridModel::Projections(const LayerWeights& layer) {
         .bias = layer.v_bias.data(),
         .y = buffers_.v,
         .y_stride = int64_t{c.kv_heads} * c.head_dim}}};
-  return ListedMatmul(context_, buffers_.normed, c.hidden, list, parts);
+  if (rows_.linear.count > 0) {
+    return ListedMatmul(context_, buffers_.normed, c.hidden, list, parts);
+  }
+  return backend_->matmul({.x = buffers_.x,
+                           .x_stride = c.hidden,
+                           .rows = everything_.count,
+                           .parts = parts,
+                           .norm = NormFirst(layer.attn_norm, buffers_.normed),
+                           .workspace = buffers_.matmul_workspace,
+                           .workspace_bytes = buffers_.matmul_workspace_bytes},
+                          stream_);
 }
 
 absl::Status HybridModel::FullMix(const LayerWeights& layer, int32_t layer_index) {
   const ModelConfig& c = config_;
   const int64_t q_width = int64_t{c.heads} * c.head_dim;
   const int64_t kv_width = int64_t{c.kv_heads} * c.head_dim;
-  MS_RETURN_IF_ERROR(backend_->qk_rope_append({.q = buffers_.q,
-                                               .q_stride = q_width,
-                                               .k = buffers_.k,
-                                               .k_stride = kv_width,
-                                               .v = buffers_.v,
-                                               .v_stride = kv_width,
-                                               .q_norm = layer.q_norm.data(),
-                                               .k_norm = layer.k_norm.data(),
-                                               .norm_eps = c.norm_eps,
-                                               .cos = buffers_.cos,
-                                               .sin = buffers_.sin,
-                                               .rotary_dim = c.rope.rotary_dim,
-                                               .interleaved = c.rope.interleaved,
-                                               .rows = rows_.full.count,
-                                               .row_list = rows_.full.list,
-                                               .page_of_row = rows_.page_of_row,
-                                               .offset_of_row = rows_.offset_of_row,
-                                               .kv_base = context_.arena_base,
-                                               .kv_dtype = kv_dtype_,
-                                               .heads = c.heads,
-                                               .kv_heads = c.kv_heads,
-                                               .head_dim = c.head_dim},
-                                              stream_));
+  const kernels::QkRopeAppendArgs append = {.q = buffers_.q,
+                                            .q_stride = q_width,
+                                            .k = buffers_.k,
+                                            .k_stride = kv_width,
+                                            .v = buffers_.v,
+                                            .v_stride = kv_width,
+                                            .q_norm = layer.q_norm.data(),
+                                            .k_norm = layer.k_norm.data(),
+                                            .norm_eps = c.norm_eps,
+                                            .cos = buffers_.cos,
+                                            .sin = buffers_.sin,
+                                            .rotary_dim = c.rope.rotary_dim,
+                                            .interleaved = c.rope.interleaved,
+                                            .rows = rows_.full.count,
+                                            .row_list = rows_.full.list,
+                                            .page_of_row = rows_.page_of_row,
+                                            .offset_of_row = rows_.offset_of_row,
+                                            .kv_base = context_.arena_base,
+                                            .kv_dtype = kv_dtype_,
+                                            .heads = c.heads,
+                                            .kv_heads = c.kv_heads,
+                                            .head_dim = c.head_dim};
   return backend_->attention(
       {.q = buffers_.q,
        .q_stride = q_width,
@@ -128,6 +144,7 @@ absl::Status HybridModel::FullMix(const LayerWeights& layer, int32_t layer_index
        .segments = rows_.attention,
        .rows_max = rows_.attention_rows_max,
        .kv_len_max = std::max(rows_.kv_len_max, kv_len_max_),
+       .append = &append,
        .workspace = buffers_.mixer_workspace,
        .workspace_bytes = buffers_.mixer_workspace_bytes},
       stream_);
@@ -158,25 +175,17 @@ absl::Status HybridModel::OutputProjection(const LayerWeights& layer, int32_t la
 
 absl::Status HybridModel::Mlp(const LayerWeights& layer, int32_t rows) {
   const ModelConfig& c = config_;
-  MS_RETURN_IF_ERROR(Norm(layer.ffn_norm, rows));
   const kernels::MatmulPart parts[] = {
       {.weights = &layer.gate, .y = buffers_.gate, .y_stride = c.mlp_width},
       {.weights = &layer.up, .y = buffers_.up, .y_stride = c.mlp_width}};
-  MS_RETURN_IF_ERROR(backend_->matmul({.x = buffers_.normed,
+  MS_RETURN_IF_ERROR(backend_->matmul({.x = buffers_.x,
                                        .x_stride = c.hidden,
                                        .rows = rows,
                                        .parts = parts,
+                                       .norm = NormFirst(layer.ffn_norm, buffers_.normed),
+                                       .swiglu = true,
                                        .workspace = buffers_.matmul_workspace,
                                        .workspace_bytes = buffers_.matmul_workspace_bytes},
-                                      stream_));
-  MS_RETURN_IF_ERROR(backend_->swiglu({.gate = buffers_.gate,
-                                       .gate_stride = c.mlp_width,
-                                       .up = buffers_.up,
-                                       .up_stride = c.mlp_width,
-                                       .y = buffers_.gate,
-                                       .y_stride = c.mlp_width,
-                                       .rows = rows,
-                                       .width = c.mlp_width},
                                       stream_));
   const kernels::MatmulPart down = {
       .weights = &layer.down, .y = buffers_.x, .y_stride = c.hidden, .accumulate = true};
@@ -193,7 +202,8 @@ absl::Status HybridModel::Layer(int32_t index) {
   const LayerWeights& layer = weights_->layers[static_cast<size_t>(index)];
   rows_ = stage_->Layer(index);
   MS_CHECK(rows_.linear.count == 0 || branches_ != nullptr);
-  MS_RETURN_IF_ERROR(Norm(layer.attn_norm, everything_.count));
+  // Linear rows use the normalised stream beside the base's projections.
+  if (rows_.linear.count > 0) MS_RETURN_IF_ERROR(Norm(layer.attn_norm, everything_.count));
   MS_RETURN_IF_ERROR(Projections(layer));
   // Both mixers rotate q and k of their own rows only.
   if (rows_.full.count > 0) MS_RETURN_IF_ERROR(FullMix(layer, index));
@@ -263,6 +273,9 @@ absl::Status HybridModel::ForwardLayers(const StepBatch& batch, std::byte* arena
 
 absl::StatusOr<float*> HybridModel::Logits(const int32_t* rows, int32_t count) {
   MS_CHECK(count <= limits_.logit_rows);
+  bool in_place = true;
+  for (int32_t i = 0; i < count; ++i) in_place = in_place && rows[i] == i;
+  if (in_place) return LogitsOfRows(buffers_.x, count);
   MS_ASSIGN_OR_RETURN(const int32_t* list, stage_->List(rows, count));
   MS_RETURN_IF_ERROR(backend_->copy_rows({.x = buffers_.x,
                                           .x_stride = config_.hidden,
@@ -272,37 +285,29 @@ absl::StatusOr<float*> HybridModel::Logits(const int32_t* rows, int32_t count) {
                                           .y = buffers_.picked,
                                           .y_stride = config_.hidden},
                                          stream_));
-  return LogitsOfPicked(count);
+  return LogitsOfRows(buffers_.picked, count);
 }
 
 absl::StatusOr<float*> HybridModel::LogitsOf(const float* stream, int32_t count) {
   MS_CHECK(count <= limits_.logit_rows);
   constexpr auto kFloat = static_cast<int64_t>(sizeof(float));
   MS_RETURN_IF_ERROR(stage_->Put(buffers_.picked, stream, count * kFloat * config_.hidden));
-  MS_ASSIGN_OR_RETURN(float* logits, LogitsOfPicked(count));
+  MS_ASSIGN_OR_RETURN(float* logits, LogitsOfRows(buffers_.picked, count));
   if (buffers_.place == MemoryPlace::kHost) return logits;
   host_logits_.resize(static_cast<size_t>(count) * static_cast<size_t>(config_.vocab));
   MS_RETURN_IF_ERROR(stage_->Get(host_logits_.data(), logits, count * kFloat * config_.vocab));
   return host_logits_.data();
 }
 
-absl::StatusOr<float*> HybridModel::LogitsOfPicked(int32_t count) {
+absl::StatusOr<float*> HybridModel::LogitsOfRows(const float* x, int32_t count) {
   const ModelConfig& c = config_;
-  MS_RETURN_IF_ERROR(backend_->rms_norm({.x = buffers_.picked,
-                                         .x_stride = c.hidden,
-                                         .weight = weights_->output_norm.data(),
-                                         .y = buffers_.picked,
-                                         .y_stride = c.hidden,
-                                         .rows = count,
-                                         .hidden = c.hidden,
-                                         .eps = c.norm_eps},
-                                        stream_));
   const kernels::MatmulPart head = {
       .weights = &weights_->head, .y = buffers_.logits, .y_stride = c.vocab};
-  MS_RETURN_IF_ERROR(backend_->matmul({.x = buffers_.picked,
+  MS_RETURN_IF_ERROR(backend_->matmul({.x = x,
                                        .x_stride = c.hidden,
                                        .rows = count,
                                        .parts = std::span(&head, 1),
+                                       .norm = NormFirst(weights_->output_norm, buffers_.picked),
                                        .workspace = buffers_.matmul_workspace,
                                        .workspace_bytes = buffers_.matmul_workspace_bytes},
                                       stream_));

@@ -74,7 +74,8 @@ class HybridModel {
   absl::Status Begin(const StepBatch& batch, std::byte* arena_base, int32_t begin, int32_t end,
                      int32_t padded_rows);
   absl::Status Rope();
-  absl::StatusOr<float*> LogitsOfPicked(int32_t count);
+  // Logits of the first `count` rows of a residual stream.
+  absl::StatusOr<float*> LogitsOfRows(const float* x, int32_t count);
   absl::Status Embed();
   absl::Status Layer(int32_t layer);
   absl::Status Projections(const LayerWeights& layer);
@@ -82,6 +83,7 @@ class HybridModel {
   absl::Status OutputProjection(const LayerWeights& layer, int32_t layer_index);
   absl::Status Mlp(const LayerWeights& layer, int32_t rows);
   absl::Status Norm(const Parameter& weight, int32_t rows);
+  kernels::MatmulNorm NormFirst(const Parameter& weight, float* normed) const;
   // Linear rows use only projections of their own.
   bool own_projections() const { return branches_ != nullptr && branches_->header.config.own; }
 

@@ -6,6 +6,7 @@
 #include "kernels/cpu/attention_block.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/qk_rope_append.h"
 
 namespace morphserve::kernels {
 namespace {
@@ -32,8 +33,7 @@ constexpr int64_t WorkerBytes(int32_t head_dim) {
 
 int64_t AttentionWorkspaceBytes(int32_t segments_max, int32_t rows_max, int32_t kv_len_max,
                                 int32_t heads, int32_t head_dim, int32_t threads) {
-  const int64_t tiles =
-      int64_t{segments_max} * heads + int64_t{rows_max} * heads / cpu::kTileRows;
+  const int64_t tiles = int64_t{segments_max} * heads + int64_t{rows_max} * heads / cpu::kTileRows;
   const int64_t cuts = std::min<int64_t>(threads - 1, tiles);
   const int64_t blocks = (int64_t{kv_len_max} + kAttentionBlockTokens - 1) / kAttentionBlockTokens;
   return threads * WorkerBytes(head_dim) + cuts * blocks * PartBytes(head_dim);
@@ -46,8 +46,7 @@ namespace {
 struct Part {
   Part(std::byte* memory, int32_t head_dim)
       : output(reinterpret_cast<float*>(memory)),
-        maximum(reinterpret_cast<float*>(memory +
-                                         FloatBytes(int64_t{kTileRows} * head_dim))),
+        maximum(reinterpret_cast<float*>(memory + FloatBytes(int64_t{kTileRows} * head_dim))),
         sum(maximum + FloatBytes(kTileRows) / static_cast<int64_t>(sizeof(float))) {}
 
   float* output;
@@ -170,8 +169,8 @@ class Worker {
   // Where part `head` of the page of a position lies: K of all heads, then V of all heads.
   const std::byte* HeadOfPage(const AttentionTile& tile, int32_t position, int32_t head) const {
     const int64_t head_bytes = int64_t{kPageTokens} * dim_ * KvDTypeBytes(args_.kv_dtype);
-    return args_.kv_base +
-           tile.segment->page_table[position / kPageTokens] * kArenaUnitBytes + head * head_bytes;
+    return args_.kv_base + tile.segment->page_table[position / kPageTokens] * kArenaUnitBytes +
+           head * head_bytes;
   }
 
   void Clear() { std::fill_n(merged_.sum, kTileRows, 0.0f); }
@@ -206,9 +205,9 @@ class Worker {
 
 absl::Status CheckSegment(const AttentionSegment& segment, size_t number) {
   if (segment.row_begin < 0 || segment.row_count < 0 || segment.kv_len < 0) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "segment %d has a negative size (row_begin %d, row_count %d, kv_len %d)", number,
-        segment.row_begin, segment.row_count, segment.kv_len));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("segment %d has a negative size (row_begin %d, row_count %d, kv_len %d)",
+                        number, segment.row_begin, segment.row_count, segment.kv_len));
   }
   if (segment.kv_len > 0 && segment.kv_len < segment.row_count) {
     return absl::InvalidArgumentError(
@@ -228,8 +227,8 @@ absl::Status CheckShape(const AttentionArgs& args) {
         absl::StrFormat("head_dim %d is outside 1..%d", args.head_dim, kHeadDimMax));
   }
   if (args.kv_heads < 1 || args.heads < 1 || args.heads % args.kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("heads %d is not a multiple of kv_heads %d",
-                                                      args.heads, args.kv_heads));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("heads %d is not a multiple of kv_heads %d", args.heads, args.kv_heads));
   }
   if (args.window < 0) {
     return absl::InvalidArgumentError(absl::StrFormat("window %d is negative", args.window));
@@ -259,12 +258,14 @@ absl::Status PagedAttention(const AttentionArgs& args, Stream stream) {
   if (absl::Status status = CheckShape(args); !status.ok()) return status;
   const int32_t threads = stream.pool->threads();
   const TileList tiles(args, threads);
-  const int64_t needed =
-      threads * WorkerBytes(args.head_dim) +
-      int64_t{tiles.cuts()} * tiles.blocks_max() * PartBytes(args.head_dim);
+  const int64_t needed = threads * WorkerBytes(args.head_dim) +
+                         int64_t{tiles.cuts()} * tiles.blocks_max() * PartBytes(args.head_dim);
   if (args.workspace == nullptr || args.workspace_bytes < needed) {
-    return absl::InvalidArgumentError(absl::StrFormat("workspace of %d bytes is less than %d",
-                                                      args.workspace_bytes, needed));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("workspace of %d bytes is less than %d", args.workspace_bytes, needed));
+  }
+  if (args.append != nullptr) {
+    if (absl::Status status = QkRopeAppend(*args.append, stream); !status.ok()) return status;
   }
   ZeroPadding(args);
   if (tiles.blocks_max() == 0) return absl::OkStatus();

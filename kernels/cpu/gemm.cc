@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "absl/strings/str_format.h"
+#include "kernels/common/matmul_stages.h"
 #include "kernels/cpu/gemm_kernels.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/packed_layout.h"
@@ -346,8 +347,10 @@ absl::Status Matmul(const MatmulArgs& args, Stream stream) {
     return absl::InvalidArgumentError(absl::StrFormat("rows is %d", args.rows));
   }
   if (args.rows == 0 || args.parts.empty()) return absl::OkStatus();
-  const absl::Status status = Check(args);
+  absl::Status status = Check(args);
+  if (status.ok()) status = CheckStages(args);
   if (!status.ok()) return status;
+  if (HasStages(args)) return MatmulInStages(args, stream, RmsNorm, Matmul, SwiGlu);
   Product(args, *stream.pool).Run();
   return absl::OkStatus();
 }

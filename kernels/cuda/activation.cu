@@ -1,7 +1,7 @@
 // SwiGLU and its gradient, an element a thread. Floor: 12 bytes an element over the memory bus, 20
 // with the gradient.
 #include "absl/strings/str_format.h"
-#include "kernels/cuda/error.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/selection_ops.h"
 
@@ -12,6 +12,7 @@ constexpr int kThreads = 256;
 constexpr int32_t kRowsMax = 65535;  // Blocks in the second axis of a grid.
 
 __global__ void SwiGluKernel(const SwiGluArgs args) {
+  BeginStep();
   const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   const int64_t row = blockIdx.y;
   if (i >= args.width) return;
@@ -43,8 +44,8 @@ absl::Status SwiGlu(const SwiGluArgs& args, Stream stream) {
         absl::StrFormat("SwiGlu: rows %d, width %d", args.rows, args.width));
   }
   if (args.rows == 0) return absl::OkStatus();
-  SwiGluKernel<<<GridOf(args.rows, args.width), kThreads, 0, StreamOf(stream)>>>(args);
-  return LaunchStatus("SwiGlu");
+  return Launch("SwiGlu", SwiGluKernel,
+                {.grid = GridOf(args.rows, args.width), .block = kThreads}, StreamOf(stream), args);
 }
 
 absl::Status SwiGluGrad(const SwiGluGradArgs& args, Stream stream) {

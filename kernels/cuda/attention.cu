@@ -6,8 +6,8 @@
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/attention_rows.cuh"
 #include "kernels/cuda/cache_types.cuh"
-#include "kernels/cuda/error.h"
 #include "kernels/cuda/head_ops.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/page_layout.h"
 
@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp)
   __shared__ float q[kHeadDimMax];
   __shared__ float values[kPlainWarps][kHeadDimMax];
   __shared__ float2 stats[kPlainWarps];
+  BeginStep();
   const AttentionSegment segment = args.segments[blockIdx.z];
   const int r = static_cast<int>(blockIdx.x), d = args.head_dim;
   const int head = static_cast<int>(blockIdx.y) % args.heads;
@@ -114,6 +115,7 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp)
 
 // Block (head, segment).
 __global__ void MergeKernel(const AttentionArgs args, const PartialResults partial) {
+  BeginStep();
   const AttentionSegment segment = args.segments[blockIdx.y];
   if (segment.row_count != 1) return;
   const int64_t row = RowOf(args, segment, 0);
@@ -128,8 +130,8 @@ __global__ void MergeKernel(const AttentionArgs args, const PartialResults parti
     for (int s = 0; s < splits; ++s) {
       const float2 own = partial.stats[first + s];
       const float weight = PartWeight(own.x, largest);
-      sum += own.y * weight;
-      value += partial.values[(first + s) * d + i] * weight;
+      sum = fmaf(own.y, weight, sum);
+      value = fmaf(partial.values[(first + s) * d + i], weight, value);
     }
     args.out[row * args.out_stride + static_cast<int64_t>(head) * d + i] = value / sum;
   }
@@ -156,6 +158,16 @@ absl::Status Check(const AttentionArgs& args) {
   if (args.q == nullptr || args.out == nullptr || args.kv_base == nullptr) {
     return absl::InvalidArgumentError("PagedAttention: q, out or the pages are missing");
   }
+  if (args.append != nullptr) {
+    const QkRopeAppendArgs& append = *args.append;
+    if (append.q != args.q || append.q_stride != args.q_stride || append.kv_base != args.kv_base ||
+        append.kv_dtype != args.kv_dtype || append.heads != args.heads ||
+        append.kv_heads != args.kv_heads || append.head_dim != args.head_dim ||
+        append.row_list != args.row_list) {
+      return absl::InvalidArgumentError("PagedAttention: what is appended is of another shape");
+    }
+    if (absl::Status status = CheckAppend(append); !status.ok()) return status;
+  }
   const int64_t needed = AttentionBytes(static_cast<int32_t>(args.segments.size()), args.rows_max,
                                         PagesMax(args) * kPageTokens, args.heads, args.head_dim, 0);
   if (needed > 0 && (args.workspace == nullptr || args.workspace_bytes < needed ||
@@ -181,20 +193,20 @@ absl::Status LaunchPlainAttention(const AttentionLaunch& launch) {
   const dim3 grid(static_cast<unsigned>(args.rows_max),
                   static_cast<unsigned>(args.heads * launch.partial.splits),
                   static_cast<unsigned>(args.segments.size()));
+  absl::Status status;
   WithCacheType(args.kv_dtype, [&](auto type) {
-    PlainKernel<decltype(type)>
-        <<<grid, kPlainWarps * kWarp, 0, static_cast<cudaStream_t>(launch.stream)>>>(
-            args, launch.partial);
+    status = Launch("PagedAttention, plain", PlainKernel<decltype(type)>,
+                    {.grid = grid, .block = kPlainWarps * kWarp},
+                    static_cast<cudaStream_t>(launch.stream), args, launch.partial);
   });
-  return LaunchStatus("PagedAttention, plain");
+  return status;
 }
 
 absl::Status LaunchMerge(const AttentionLaunch& launch) {
   const dim3 grid(static_cast<unsigned>(launch.args.heads),
                   static_cast<unsigned>(launch.args.segments.size()));
-  MergeKernel<<<grid, 128, 0, static_cast<cudaStream_t>(launch.stream)>>>(launch.args,
-                                                                          launch.partial);
-  return LaunchStatus("PagedAttention, merge");
+  return Launch("PagedAttention, merge", MergeKernel, {.grid = grid, .block = 128},
+                static_cast<cudaStream_t>(launch.stream), launch.args, launch.partial);
 }
 
 absl::Status PagedAttention(const AttentionArgs& args, Stream stream) {
@@ -202,21 +214,30 @@ absl::Status PagedAttention(const AttentionArgs& args, Stream stream) {
   if (args.segments.empty() || args.rows_max == 0) return absl::OkStatus();
   const int splits = std::max(SplitCountMax(PagesMax(args)), 1);
   const int64_t parts = static_cast<int64_t>(args.segments.size()) * args.heads * splits;
-  const AttentionLaunch launch = {
+  AttentionLaunch launch = {
       .args = args,
       .partial = {.values = reinterpret_cast<float*>(args.workspace) + 2 * parts,
                   .stats = reinterpret_cast<float2*>(args.workspace),
                   .splits = splits,
                   .heads = args.heads},
-      .stream = StreamOf(stream)};
+      .stream = StreamOf(stream),
+      .append = args.append != nullptr};
   absl::Status status;
-  if (!HasTensorCoreForm(args.kv_dtype, args.head_dim)) {
+  const bool tensor_cores = HasTensorCoreForm(args.kv_dtype, args.head_dim);
+  // A few decode rows append themselves.
+  const bool appends = tensor_cores && args.rows_max == 1 && IsSmallDecode(args, splits);
+  if (args.append != nullptr && !appends) {
+    status = QkRopeAppend(*args.append, stream);
+    launch.append = false;
+  }
+  if (!status.ok()) return status;
+  if (!tensor_cores) {
     status = LaunchPlainAttention(launch);
   } else {
     status = LaunchTensorCoreDecode(launch);
     if (status.ok() && args.rows_max > 1) status = LaunchTensorCorePrefill(launch);
   }
-  if (status.ok() && splits > 1) status = LaunchMerge(launch);
+  if (status.ok() && splits > 1 && !MergesInCluster(args, splits)) status = LaunchMerge(launch);
   return status;
 }
 

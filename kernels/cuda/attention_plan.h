@@ -1,6 +1,6 @@
 // How attention on CUDA is cut into blocks of work, and the launchers of its kernels. A decode row
 // (a segment of one row) is split over its pages by its own length alone, so that its bits do not
-// depend on the batch; the parts are merged in order by a second kernel.
+// depend on the batch; the parts are merged in order.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +15,8 @@ namespace morphserve::kernels::cuda {
 // four pages is worth more than its merge costs.
 inline constexpr int kSplitsMax = 32;
 inline constexpr int kPagesPerSplitMin = 4;
+// Up to so many parts are merged by the cluster that makes them, more by a kernel of their own.
+inline constexpr int kClusterSplitsMax = 8;
 
 MS_HOST_DEVICE constexpr int PagesPerSplit(int pages) {
   const int even = (pages + kSplitsMax - 1) / kSplitsMax;
@@ -57,10 +59,16 @@ struct AttentionLaunch {
   const AttentionArgs& args;
   PartialResults partial;
   void* stream;  // A cudaStream_t.
+  bool append;   // Decode appends the rows: args.append.
 };
 
 // Each does the segments of its sort only: decode those of one row, prefill those of more.
 bool HasTensorCoreForm(KvDType type, int32_t head_dim);
+// Whether decode of up to `splits` parts a row finds room on the device at once. Only then what
+// comes before and after it is worth doing in its blocks; the results have the same bits.
+bool IsSmallDecode(const AttentionArgs& args, int splits);
+// Whether decode merges the parts itself.
+bool MergesInCluster(const AttentionArgs& args, int splits);
 absl::Status LaunchTensorCoreDecode(const AttentionLaunch& launch);
 absl::Status LaunchTensorCorePrefill(const AttentionLaunch& launch);
 // Both sorts, for f32 pages and other head sizes.

@@ -3,8 +3,8 @@
 
 namespace morphserve::kernels::cuda {
 
-absl::Status GemvBf16(const MatmulArgs& args, const GemvPlan& plan, Stream stream) {
-  return Gemv<WeightFormat::kBF16>(args, plan, stream);
+absl::Status GemvBf16(const GemvCall& call, const GemvPlan& plan, Stream stream) {
+  return Gemv<WeightFormat::kBF16>(call, plan, stream);
 }
 
 }  // namespace morphserve::kernels::cuda

@@ -1,68 +1,97 @@
 #include <algorithm>
 
 #include "kernels/cuda/gemv.h"
-#include "kernels/cuda/gemv_shared.h"
+#include "kernels/cuda/gemv_call.h"
 #include "kernels/cuda/matrix_layout.h"
 
 namespace morphserve::kernels::cuda {
 namespace {
 
-// Two blocks an SM keep 32 KB of loads in flight, which its share of the memory's latency needs.
-constexpr int32_t kResidentBlocks = 2 * 132;
 constexpr int64_t kSharedForTwo = 110 * 1024;
-constexpr int64_t kSharedMax = 220 * 1024;
-constexpr int32_t kTilesMax = 32;
+constexpr int64_t kInputsForTwo = 88 * 1024;
+constexpr int64_t kInputsForOne = 176 * 1024;
 
-int32_t PowerOfTwoFrom(int32_t value) {
-  int32_t power = 1;
-  while (power < value) power *= 2;
-  return power;
+// A way to share a slice of x: blocks of a cluster, blocks of an SM, and clusters that the device
+// takes at a time. Large clusters do not fill it: they have to fit its groups of SMs, of which no
+// two devices have the same.
+struct Sharing {
+  int32_t cluster, blocks_of_sm, resident;
+};
+constexpr Sharing kFewRows[] = {{1, 2, 264}, {2, 2, 132}, {2, 1, 66}, {4, 1, 28}, {8, 1, 14}};
+// Many columns of x keep the tensor cores busy: two blocks hide its latency.
+constexpr Sharing kManyRows[] = {{1, 2, 264}, {2, 2, 132}, {4, 2, 60}, {8, 2, 28}, {8, 1, 14}};
+
+int32_t Quotient(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+int32_t RowsMax(int32_t rows) {
+  int32_t most = 1;
+  while (most < rows) most *= 2;
+  return most;
+}
+
+// The number of parts of a slice with which the block's warps are done first: a unit costs its
+// steps and, for its sums and the next one's addresses, as much as some more.
+void SplitSlice(WeightFormat format, int32_t tiles, GemvPlan* plan) {
+  const int32_t more = format == WeightFormat::kBF16 ? 1 : 4;
+  int32_t least = 0;
+  for (int32_t split = 1; split <= std::min(kGemvWarps, plan->slice_steps); ++split) {
+    const int32_t steps = Quotient(plan->slice_steps, split);
+    if (Quotient(plan->slice_steps, steps) != split) continue;  // Parts would be empty.
+    const int32_t cost = Quotient(tiles * split, kGemvWarps) * (steps + more);
+    if (least == 0 || cost < least) {
+      least = cost;
+      plan->k_split = split;
+      plan->unit_steps = steps;
+    }
+  }
 }
 
 }  // namespace
 
-bool PlanGemv(WeightFormat format, int32_t tiles, int32_t k, int32_t rows, GemvPlan* plan) {
-  const bool exact = rows <= kExactRowsMax;
-  const int32_t columns = exact ? 3 * rows : rows;
-  plan->splits = exact ? 3 : 1;
-  plan->column_tiles = columns <= 8 ? 1 : columns <= 16 ? 2 : columns <= 24 ? 3 : 6;
-  if (!exact) plan->column_tiles = rows <= 32 ? 4 : 8;
-  const int32_t rows_max = 8 * plan->column_tiles / plan->splits;
+bool PlanGemv(WeightFormat format, int32_t tiles, int32_t k, int32_t rows, bool pairs,
+              GemvPlan* plan) {
+  plan->rows_max = RowsMax(rows);
   const int32_t steps = Steps(format, k);
-  const auto inputs_bytes = [&](int32_t slice) {
-    return GemvInputBytes(format, plan->column_tiles, slice);
+  const int32_t granule = pairs ? 2 : 1;
+  const auto inputs_bytes = [&] {
+    return GemvInputBytes(format, plan->rows_max, rows, plan->slice_steps);
   };
-  plan->cluster = 1;
-  const auto slice_of = [&](int32_t cluster) { return (steps + cluster - 1) / cluster; };
-  while (plan->cluster < kClusterMax && inputs_bytes(slice_of(plan->cluster)) > kSharedForTwo / 2) {
-    plan->cluster *= 2;
+  bool two = false;
+  int32_t resident = 0;
+  for (const Sharing& sharing : plan->rows_max <= kExactRowsMax ? kFewRows : kManyRows) {
+    two = sharing.blocks_of_sm == 2 && GemvBlocksOfSm(plan->rows_max) == 2;
+    resident = two || sharing.blocks_of_sm == 1 ? sharing.resident : sharing.resident / 2;
+    plan->cluster = sharing.cluster;
+    plan->slice_steps = Quotient(steps, sharing.cluster);
+    if (inputs_bytes() <= (two ? kInputsForTwo : kInputsForOne)) break;
   }
-  plan->slice_steps = slice_of(plan->cluster);
-  if (inputs_bytes(plan->slice_steps) > kSharedMax * 3 / 4) return false;
-  // Warps first share the inputs of a tile, so that small matrices fill the device; a warp keeps
-  // two steps at least.
-  const int32_t warps = kResidentBlocks * kGemvWarps;
-  const int32_t wanted = std::max(1, warps / std::max(1, tiles * plan->cluster));
-  plan->k_split = std::min(
-      {PowerOfTwoFrom(wanted), kGemvWarps, PowerOfTwoFrom(std::max(1, plan->slice_steps / 2))});
-  const int32_t at_once = kGemvWarps / plan->k_split;
-  const int32_t clusters = std::max(1, kResidentBlocks / plan->cluster);
-  const int32_t rounds = std::max(1, (tiles + at_once * clusters - 1) / (at_once * clusters));
-  plan->tiles = std::min(at_once * rounds, std::max(at_once, kTilesMax / plan->k_split));
-  const auto shared_bytes = [&] {
-    return inputs_bytes(plan->slice_steps) +
-           GemvSumBytes(plan->column_tiles, plan->tiles * plan->k_split);
+  // A small matrix with long rows: twice as many blocks have more loads under way.
+  const int32_t depth = GemvDepth(format, plan->rows_max);
+  if (plan->cluster == 1 && two && tiles / granule <= resident / 2 &&
+      plan->slice_steps > kGemvWarps * depth) {
+    plan->cluster = 2;
+    plan->slice_steps = Quotient(steps, 2);
+    resident /= 2;
+  }
+  int32_t most = 0;  // Tiles of a cluster.
+  const auto share_out = [&](int32_t clusters) {
+    plan->clusters = std::clamp(clusters, 1, tiles / granule);
+    most = Quotient(tiles / granule, plan->clusters) * granule;
+    SplitSlice(format, most, plan);
+    plan->shared_bytes = inputs_bytes() + GemvSumBytes(plan->rows_max, most * plan->k_split);
   };
+  share_out(resident);
   // The sums that other blocks read lie where x lay.
   const auto sums_fit = [&] {
-    return int64_t{plan->tiles} * rows_max * kTileOutputs * 4 <= inputs_bytes(plan->slice_steps);
+    return plan->cluster == 1 || int64_t{most} * rows * kTileOutputs * 4 <= inputs_bytes();
   };
-  while (plan->tiles > at_once && (shared_bytes() > kSharedForTwo || !sums_fit())) {
-    plan->tiles -= at_once;
+  // Large matrices: more clusters than the device takes at a time.
+  const int64_t limit = two ? kSharedForTwo : int64_t{kGemvSharedMax};
+  for (int32_t rounds = 2; (plan->shared_bytes > limit || !sums_fit()) && rounds <= 64; ++rounds) {
+    share_out(rounds * resident);
   }
-  plan->blocks = (tiles + plan->tiles - 1) / plan->tiles;
-  plan->shared_bytes = shared_bytes();
-  return plan->shared_bytes <= kSharedMax && (plan->cluster == 1 || sums_fit());
+  plan->group_steps = Quotient(plan->unit_steps, Quotient(plan->unit_steps, depth));
+  return plan->shared_bytes <= kGemvSharedMax && sums_fit();
 }
 
 }  // namespace morphserve::kernels::cuda

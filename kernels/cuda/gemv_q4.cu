@@ -3,8 +3,8 @@
 
 namespace morphserve::kernels::cuda {
 
-absl::Status GemvQ4(const MatmulArgs& args, const GemvPlan& plan, Stream stream) {
-  return Gemv<WeightFormat::kQ4>(args, plan, stream);
+absl::Status GemvQ4(const GemvCall& call, const GemvPlan& plan, Stream stream) {
+  return Gemv<WeightFormat::kQ4>(call, plan, stream);
 }
 
 }  // namespace morphserve::kernels::cuda

@@ -3,8 +3,8 @@
 
 namespace morphserve::kernels::cuda {
 
-absl::Status GemvQ8(const MatmulArgs& args, const GemvPlan& plan, Stream stream) {
-  return Gemv<WeightFormat::kQ8>(args, plan, stream);
+absl::Status GemvQ8(const GemvCall& call, const GemvPlan& plan, Stream stream) {
+  return Gemv<WeightFormat::kQ8>(call, plan, stream);
 }
 
 }  // namespace morphserve::kernels::cuda

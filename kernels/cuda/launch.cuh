@@ -3,8 +3,8 @@
 // kernel start when every block of its predecessor has called LetNextStart or has left. In return
 // every kernel that is launched so calls WaitForEarlier in each of its blocks, also in blocks with
 // nothing to do: what is launched next waits for this kernel alone, and relies on it for all that
-// came before. Until then it may only read what no kernel writes, such as weights and its own
-// arguments, and writes nothing but shared memory.
+// came before. Until then it may only read what no kernel of the step writes, such as weights,
+// lists that were copied to the device and its own arguments, and writes nothing but shared memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,7 +31,7 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
-  int cluster = 1;  // Blocks of a cluster, along x.
+  dim3 cluster = 1;  // Blocks of a cluster.
 };
 
 // `what` names the kernel in an error.
@@ -42,14 +42,14 @@ absl::Status Launch(const char* what, void (*kernel)(Parameters...), const Launc
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  attributes[1].val.clusterDim = {shape.cluster.x, shape.cluster.y, shape.cluster.z};
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = shape.cluster > 1 ? 2 : 1;
+  config.numAttrs = shape.cluster.x * shape.cluster.y * shape.cluster.z > 1 ? 2 : 1;
   return ErrorOf(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), what);
 }
 

@@ -10,9 +10,11 @@
 #include <array>
 
 #include "absl/strings/str_format.h"
+#include "kernels/common/matmul_stages.h"
 #include "kernels/cuda/cublas.h"
-#include "kernels/cuda/error.h"
 #include "kernels/cuda/gemv.h"
+#include "kernels/cuda/gemv_call.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matrix_bf16.h"
 #include "kernels/cuda/matrix_layout.h"
 #include "kernels/cuda/ops.h"
@@ -76,6 +78,7 @@ __global__ void ScatterKernel(const float* result, const int32_t* row_list, cons
 constexpr int kSide = 16;
 __global__ void PlainKernel(const MatmulArgs args, const MatmulPart part, const PackedMatrix w) {
   __shared__ float xs[kSide][kSide + 1], ws[kSide][kSide + 1];
+  BeginStep();
   const int place = static_cast<int>(blockIdx.y) * kSide + static_cast<int>(threadIdx.y);
   const int first = static_cast<int>(blockIdx.x) * kSide;
   int64_t row = -1;
@@ -103,8 +106,8 @@ __global__ void PlainKernel(const MatmulArgs args, const MatmulPart part, const 
 absl::Status PlainProduct(const MatmulArgs& args, const MatmulPart& part, Stream stream) {
   const dim3 grid(static_cast<unsigned>((part.weights->n + kSide - 1) / kSide),
                   static_cast<unsigned>((args.rows + kSide - 1) / kSide));
-  PlainKernel<<<grid, dim3(kSide, kSide), 0, StreamOf(stream)>>>(args, part, *part.weights);
-  return LaunchStatus("f32 product");
+  return Launch("f32 product", PlainKernel, {.grid = grid, .block = dim3(kSide, kSide)},
+                StreamOf(stream), args, part, *part.weights);
 }
 
 // One range of outputs of a part: `weights` are its rows as bf16.
@@ -165,40 +168,93 @@ absl::Status LargeProduct(const MatmulArgs& args, Stream stream) {
   return status;
 }
 
-// Parts of one format, at most kGemvPartsMax of them.
-absl::Status SmallProduct(const MatmulArgs& args, Stream stream) {
+int32_t TilesOf(const MatmulPart& part) {
+  return (part.weights->n + kTileOutputs - 1) / kTileOutputs;
+}
+
+// One launch of our own kernel: parts of one format, at most kGemvPartsMax of them, and a plan.
+absl::Status RunGemv(const MatmulArgs& args, const GemvPlan& plan, Stream stream) {
   const PackedMatrix& w = *args.parts.front().weights;
-  int32_t tiles = 0;
-  for (const MatmulPart& part : args.parts) {
-    tiles += (part.weights->n + kTileOutputs - 1) / kTileOutputs;
-  }
-  GemvPlan plan;
-  if (!PlanGemv(w.format, tiles, w.k, args.rows, &plan)) {
-    // Too much of x for one launch: the two halves of the rows, each with its piece of the list.
-    if (args.rows == 1) {
-      return absl::InvalidArgumentError(absl::StrFormat("Matmul: %d inputs are too many", w.k));
-    }
-    MatmulArgs half = args;
-    half.rows = args.rows / 2;
-    if (absl::Status status = SmallProduct(half, stream); !status.ok()) return status;
-    MatmulArgs rest = args;
-    rest.rows = args.rows - half.rows;
-    if (args.row_list != nullptr) {
-      rest.row_list = args.row_list + half.rows;
-      return SmallProduct(rest, stream);
-    }
-    rest.x = args.x + half.rows * args.x_stride;
-    std::array<MatmulPart, kGemvPartsMax> parts;
-    std::copy(args.parts.begin(), args.parts.end(), parts.begin());
-    for (MatmulPart& part : parts) part.y += half.rows * part.y_stride;
-    rest.parts = {parts.data(), args.parts.size()};
-    return SmallProduct(rest, stream);
+  const auto whole = [](const float* from, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(from) % 16 == 0 && stride % 4 == 0;
+  };
+  GemvCall call = {.x = args.x,
+                   .x_stride = args.x_stride,
+                   .row_list = args.row_list,
+                   .norm_weight = args.norm.weight,
+                   .norm_eps = args.norm.eps,
+                   .aligned = whole(args.x, args.x_stride) && whole(args.norm.weight, 0),
+                   .swiglu = args.swiglu,
+                   .rows = args.rows,
+                   .k = w.k,
+                   .steps = Steps(w.format, w.k),
+                   .slice_steps = plan.slice_steps,
+                   .k_split = plan.k_split,
+                   .unit_steps = plan.unit_steps,
+                   .group_steps = plan.group_steps,
+                   .tiles = 0,
+                   .clusters = plan.clusters,
+                   .part_count = static_cast<int32_t>(args.parts.size()),
+                   .parts = {}};
+  for (size_t i = 0; i < args.parts.size(); ++i) {
+    const MatmulPart& part = args.parts[i];
+    call.tiles += TilesOf(part);
+    call.parts[i] = {.data = part.weights->data,
+                     .bias = part.bias,
+                     .y = part.y,
+                     .y_stride = part.y_stride,
+                     .n = part.weights->n,
+                     .tile_end = call.tiles,
+                     .accumulate = part.accumulate};
   }
   switch (w.format) {
-    case WeightFormat::kQ8: return GemvQ8(args, plan, stream);
-    case WeightFormat::kQ4: return GemvQ4(args, plan, stream);
-    default: return GemvBf16(args, plan, stream);
+    case WeightFormat::kQ8: return GemvQ8(call, plan, stream);
+    case WeightFormat::kQ4: return GemvQ4(call, plan, stream);
+    default: return GemvBf16(call, plan, stream);
   }
+}
+
+bool PlanOf(const MatmulArgs& args, GemvPlan* plan) {
+  int32_t tiles = 0;
+  for (const MatmulPart& part : args.parts) tiles += TilesOf(part);
+  const PackedMatrix& w = *args.parts.front().weights;
+  return PlanGemv(w.format, tiles, w.k, args.rows, args.swiglu, plan);
+}
+
+// Parts of one format, at most kGemvPartsMax of them, without norm and activation.
+absl::Status SmallProduct(const MatmulArgs& args, Stream stream) {
+  GemvPlan plan;
+  if (PlanOf(args, &plan)) return RunGemv(args, plan, stream);
+  // Too much of x for one launch: the two halves of the rows, each with its piece of the list.
+  if (args.rows == 1) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("Matmul: %d inputs are too many", args.parts.front().weights->k));
+  }
+  MatmulArgs half = args;
+  half.rows = args.rows / 2;
+  if (absl::Status status = SmallProduct(half, stream); !status.ok()) return status;
+  MatmulArgs rest = args;
+  rest.rows = args.rows - half.rows;
+  if (args.row_list != nullptr) {
+    rest.row_list = args.row_list + half.rows;
+    return SmallProduct(rest, stream);
+  }
+  rest.x = args.x + half.rows * args.x_stride;
+  std::array<MatmulPart, kGemvPartsMax> parts;
+  std::copy(args.parts.begin(), args.parts.end(), parts.begin());
+  for (MatmulPart& part : parts) part.y += half.rows * part.y_stride;
+  rest.parts = {parts.data(), args.parts.size()};
+  return SmallProduct(rest, stream);
+}
+
+// A norm and an activation are part of the launch when our own kernel takes the call as it is.
+bool Fuses(const MatmulArgs& args, GemvPlan* plan) {
+  const WeightFormat format = args.parts.front().weights->format;
+  return args.rows <= kExactRowsMax && format != WeightFormat::kF32 &&
+         args.parts.size() <= kGemvPartsMax &&
+         std::all_of(args.parts.begin(), args.parts.end(),
+                     [&](const MatmulPart& part) { return part.weights->format == format; }) &&
+         PlanOf(args, plan);
 }
 
 absl::Status Check(const MatmulArgs& args) {
@@ -250,7 +306,13 @@ bool BetterLarge(const MatmulArgs& args) {
 absl::Status Matmul(const MatmulArgs& args, Stream stream) {
   if (args.parts.empty()) return absl::OkStatus();
   absl::Status status = Check(args);
+  if (status.ok()) status = CheckStages(args);
   if (!status.ok() || args.rows == 0) return status;
+  if (HasStages(args)) {
+    GemvPlan plan;
+    if (Fuses(args, &plan)) return RunGemv(args, plan, stream);
+    return MatmulInStages(args, stream, RmsNorm, Matmul, SwiGlu);
+  }
   const bool small = args.rows <= kGemvRowsMax && !BetterLarge(args);
   bool large = false;
   for (size_t begin = 0; status.ok() && begin < args.parts.size();) {

@@ -24,6 +24,8 @@ absl::Status RmsNorm(const RmsNormArgs& args, Stream stream);
 absl::Status SwiGlu(const SwiGluArgs& args, Stream stream);
 absl::Status LowRank(const LowRankArgs& args, Stream stream);
 absl::Status QkRopeAppend(const QkRopeAppendArgs& args, Stream stream);
+// What it refuses.
+absl::Status CheckAppend(const QkRopeAppendArgs& args);
 absl::Status PagedAttention(const AttentionArgs& args, Stream stream);
 absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream);
 absl::Status WindowMixer(const WindowMixerArgs& args, Stream stream);

@@ -2,7 +2,7 @@
 // Floor: bytes = rows * hidden * 4 * (2 + residual + h_out) over the memory bus; of the gradient
 // 3 + accumulate instead.
 #include "absl/strings/str_format.h"
-#include "kernels/cuda/error.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/selection_ops.h"
 #include "kernels/cuda/warp.cuh"
@@ -14,6 +14,7 @@ constexpr int kThreads = 256;
 
 __global__ void RmsNormKernel(const RmsNormArgs args) {
   __shared__ float shared[kWarp + 1];
+  BeginStep();
   const int64_t row = blockIdx.x;
   const float* x = args.x + row * args.x_stride;
   const float* residual =
@@ -64,8 +65,9 @@ absl::Status RmsNorm(const RmsNormArgs& args, Stream stream) {
         absl::StrFormat("RmsNorm: hidden %d, eps %g, rows %d", args.hidden, args.eps, args.rows));
   }
   if (args.rows == 0) return absl::OkStatus();
-  RmsNormKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
-  return LaunchStatus("RmsNorm");
+  return Launch("RmsNorm", RmsNormKernel,
+                {.grid = static_cast<unsigned>(args.rows), .block = kThreads}, StreamOf(stream),
+                args);
 }
 
 absl::Status RmsNormGrad(const RmsNormGradArgs& args, Stream stream) {

@@ -5,7 +5,7 @@
 #include <cuda_fp16.h>
 
 #include "absl/strings/str_format.h"
-#include "kernels/cuda/error.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matrix_layout.h"
 #include "kernels/cuda/matrix_value.cuh"
 #include "kernels/cuda/ops.h"
@@ -16,7 +16,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
+LaunchShape BlockARow(int32_t rows) {
+  return {.grid = static_cast<unsigned>(rows), .block = kThreads};
+}
+
 __global__ void EmbedKernel(const EmbedArgs args, const PackedMatrix table) {
+  BeginStep();
   const int32_t token = args.tokens[blockIdx.x];
   float* y = args.y + blockIdx.x * args.y_stride;
   for (int i = threadIdx.x; i < table.k; i += kThreads) {
@@ -25,6 +30,7 @@ __global__ void EmbedKernel(const EmbedArgs args, const PackedMatrix table) {
 }
 
 __global__ void RopeRowsKernel(const RopeRowsArgs args) {
+  BeginStep();
   const int64_t row = blockIdx.x;
   const auto position = static_cast<float>(args.positions[row]);
   for (int i = threadIdx.x; i < args.half; i += kThreads) {
@@ -37,6 +43,7 @@ __global__ void RopeRowsKernel(const RopeRowsArgs args) {
 }
 
 __global__ void CopyRowsKernel(const CopyRowsArgs args) {
+  BeginStep();
   const int64_t row = args.row_list[blockIdx.x];
   float* y = args.y + blockIdx.x * args.y_stride;
   for (int i = threadIdx.x; i < args.width; i += kThreads) {
@@ -90,9 +97,7 @@ absl::Status Embed(const EmbedArgs& args, Stream stream) {
     return absl::InvalidArgumentError(absl::StrFormat("Embed: rows %d", args.rows));
   }
   if (args.rows == 0) return absl::OkStatus();
-  EmbedKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args,
-                                                                                   *args.table);
-  return LaunchStatus("Embed");
+  return Launch("Embed", EmbedKernel, BlockARow(args.rows), StreamOf(stream), args, *args.table);
 }
 
 absl::Status RopeRows(const RopeRowsArgs& args, Stream stream) {
@@ -101,8 +106,7 @@ absl::Status RopeRows(const RopeRowsArgs& args, Stream stream) {
         absl::StrFormat("RopeRows: rows %d, half %d", args.rows, args.half));
   }
   if (args.rows == 0 || args.half == 0) return absl::OkStatus();
-  RopeRowsKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
-  return LaunchStatus("RopeRows");
+  return Launch("RopeRows", RopeRowsKernel, BlockARow(args.rows), StreamOf(stream), args);
 }
 
 absl::Status CopyRows(const CopyRowsArgs& args, Stream stream) {
@@ -111,8 +115,7 @@ absl::Status CopyRows(const CopyRowsArgs& args, Stream stream) {
         absl::StrFormat("CopyRows: rows %d, width %d", args.rows, args.width));
   }
   if (args.rows == 0 || args.width == 0) return absl::OkStatus();
-  CopyRowsKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
-  return LaunchStatus("CopyRows");
+  return Launch("CopyRows", CopyRowsKernel, BlockARow(args.rows), StreamOf(stream), args);
 }
 
 absl::Status ScatterRows(const CopyRowsArgs& args, Stream stream) {

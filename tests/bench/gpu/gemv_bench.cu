@@ -178,9 +178,11 @@ void Run() {
   const std::pair<const char*, WeightFormat> formats[] = {
       {"bf16", WeightFormat::kBF16}, {"int8", WeightFormat::kQ8}, {"4-bit", WeightFormat::kQ4}};
   for (const auto& [name, format] : formats) {
-    for (const Shape& s : {Shape{4096, 4096}, Shape{14336, 4096}, Shape{28672, 4096},
-                           Shape{4096, 14336}, Shape{151936, 2048}, Shape{49152, 576},
-                           Shape{960, 576}, Shape{3072, 576}, Shape{576, 1536}}) {
+    for (const Shape& s :
+         {Shape{4096, 4096}, Shape{14336, 4096}, Shape{28672, 4096}, Shape{4096, 14336},
+          Shape{151936, 2048}, Shape{49152, 576}, Shape{4096, 2048}, Shape{12288, 2048},
+          Shape{2048, 6144}, Shape{2048, 2048}, Shape{960, 576}, Shape{3072, 576},
+          Shape{576, 1536}}) {
       BenchShape(name, format, s.n, s.k, read, buffers);
     }
   }

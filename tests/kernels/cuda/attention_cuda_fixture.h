@@ -78,6 +78,10 @@ class CudaSequence {
   const std::vector<float>& q() const { return q_; }
   const AttentionShape& shape() const { return shape_; }
   const int32_t* device_table() const { return device_table_.data(); }
+  const DeviceArray<std::byte>& device_pages() const { return device_pages_; }
+  int32_t PageOf(int32_t position) const {
+    return table_[static_cast<size_t>(position / kPageTokens)];
+  }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.dim)); }
 
   // Arguments that still lack segments, their bounds and the workspace.

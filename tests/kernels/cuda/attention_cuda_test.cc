@@ -2,6 +2,7 @@
 // other segments. Catches a mask off by one, a part merged twice or left out, values read past the
 // sequence's end (unwritten places hold NaN), operands of the tensor cores in the wrong order, and
 // splits that depend on the batch.
+#include "kernels/qk_rope_append.h"
 #include "tests/kernels/cuda/attention_cuda_fixture.h"
 
 namespace morphserve::kernels::cuda {
@@ -130,6 +131,70 @@ TEST_F(AttentionCudaTest, SegmentsOfACallAreAsIfAloneAndNothingElseIsWritten) {
                                       : row == 11 ? early.data()
                                                   : zeros.data();
         EXPECT_TRUE(SameBits(own, expected, width)) << row;
+      }
+    }
+  }
+}
+
+// The last row of a sequence as a decode step makes it: appended by a call of its own, or by the
+// attention's. Both see the same values, so every bit of the results and of the pages is equal.
+struct DecodedRow {
+  std::vector<float> out;
+  std::vector<std::byte> pages;
+};
+
+DecodedRow DecodeRow(const AttentionShape& shape, KvDType type, int32_t length, bool together) {
+  const CudaSequence sequence(shape, type, length, 11);
+  Numbers numbers(12);
+  const auto dim = static_cast<size_t>(shape.dim);
+  const DeviceArray<float> q(numbers.Normals(sequence.Width())),
+      k(numbers.Normals(sequence.KvWidth())), v(numbers.Normals(sequence.KvWidth())),
+      q_norm(numbers.Normals(dim)), k_norm(numbers.Normals(dim)), cos(numbers.Normals(dim / 2)),
+      sin(numbers.Normals(dim / 2)), out(sequence.Width());
+  const DeviceArray<int32_t> page(std::vector<int32_t>{sequence.PageOf(length - 1)}),
+      offset(std::vector<int32_t>{(length - 1) % kPageTokens});
+  const QkRopeAppendArgs append = {.q = q.data(),
+                                   .q_stride = static_cast<int64_t>(sequence.Width()),
+                                   .k = k.data(),
+                                   .k_stride = static_cast<int64_t>(sequence.KvWidth()),
+                                   .v = v.data(),
+                                   .v_stride = static_cast<int64_t>(sequence.KvWidth()),
+                                   .q_norm = q_norm.data(),
+                                   .k_norm = k_norm.data(),
+                                   .norm_eps = 1e-6f,
+                                   .cos = cos.data(),
+                                   .sin = sin.data(),
+                                   .rotary_dim = shape.dim,
+                                   .rows = 1,
+                                   .page_of_row = page.data(),
+                                   .offset_of_row = offset.data(),
+                                   .kv_base = sequence.device_pages().data(),
+                                   .kv_dtype = type,
+                                   .heads = shape.heads,
+                                   .kv_heads = shape.kv_heads,
+                                   .head_dim = shape.dim};
+  AttentionArgs args = sequence.Args(q.data(), out.data(), 0);
+  args.append = &append;
+  if (!together) {
+    EXPECT_TRUE(CudaBackend()->qk_rope_append(append, {}).ok());
+    args.append = nullptr;
+  }
+  CudaSequence::RunSegments(
+      &args, {{.row_count = 1, .kv_len = length, .page_table = sequence.device_table()}});
+  return {out.Read(), sequence.device_pages().Read()};
+}
+
+TEST_F(AttentionCudaTest, ARowAppendedByAttentionIsAsIfAppendedBefore) {
+  for (const AttentionShape& shape :
+       {AttentionShape{9, 3, 64}, AttentionShape{8, 2, 128}, AttentionShape{28, 1, 64},
+        AttentionShape{3, 1, 256}, AttentionShape{4, 2, 40}}) {
+    for (KvDType type : kTypes) {
+      for (int32_t length : {1, 64, 65, 256, 257, 900, 3000}) {
+        const DecodedRow apart = DecodeRow(shape, type, length, false);
+        const DecodedRow together = DecodeRow(shape, type, length, true);
+        EXPECT_TRUE(SameBits(apart.out.data(), together.out.data(), apart.out.size()))
+            << "d " << shape.dim << " type " << static_cast<int>(type) << " length " << length;
+        EXPECT_EQ(apart.pages, together.pages) << "d " << shape.dim << " length " << length;
       }
     }
   }

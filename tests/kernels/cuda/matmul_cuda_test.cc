@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cuda/gemv.h"
+#include "kernels/cuda/matrix_layout.h"
 #include "tests/kernels/cuda/matrix_fixture.h"
 
 namespace morphserve::kernels::cuda {
@@ -235,14 +236,20 @@ TEST(GemvPlanTest, CoversEveryTileAndInputOnce) {
         for (int32_t rows = 1; rows <= kGemvRowsMax; ++rows) {
           const int32_t tiles = (n + 15) / 16;
           GemvPlan plan;
-          if (!PlanGemv(format, tiles, k, rows, &plan)) {
+          const bool pairs = tiles % 2 == 0 && rows % 2 == 0;
+          if (!PlanGemv(format, tiles, k, rows, pairs, &plan)) {
             EXPECT_GT(rows, 1) << k;
             continue;
           }
-          EXPECT_GE(8 * plan.column_tiles, rows * plan.splits);
-          EXPECT_GE(plan.blocks * plan.tiles, tiles);
-          EXPECT_LT((plan.blocks - 1) * plan.tiles, tiles);
-          EXPECT_LE(plan.shared_bytes, 224 * 1024);
+          EXPECT_GE(plan.rows_max, rows);
+          EXPECT_GE(plan.clusters, 1);
+          EXPECT_LE(plan.clusters * (pairs ? 2 : 1), tiles);
+          EXPECT_GE(plan.cluster * plan.slice_steps, Steps(format, k));
+          EXPECT_GE(plan.k_split * plan.unit_steps, plan.slice_steps);
+          EXPECT_LT((plan.k_split - 1) * plan.unit_steps, plan.slice_steps);
+          EXPECT_GE(plan.group_steps, 1);
+          EXPECT_LE(plan.group_steps, 8);
+          EXPECT_LE(plan.shared_bytes, kGemvSharedMax);
           EXPECT_LE(plan.k_split, kGemvWarps);
         }
       }
