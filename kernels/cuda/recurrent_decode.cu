@@ -1,8 +1,8 @@
 // Decode rows of the recurrent mixer, one launch a layer: a block takes one row and one head. Each
 // warp has rows of the state of its own, which bulk copies bring to shared memory while the
 // convolution, the norms and the gates are done: three blocks of an SM keep enough bytes under way.
-// Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200, 2026-11-27: 0.68 at 64 x
-// 32 heads x 128; one row of 9 x 64 takes 4.5 us (tests/bench/gpu/RESULTS.md).
+// Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200, 2026-11-27: 0.68 at 64
+// x 32 heads x 128; one row of 9 x 64 takes 4.5 us (tests/bench/gpu/RESULTS.md).
 #include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/bulk_prefetch.cuh"
 #include "kernels/cuda/error.h"
@@ -95,6 +95,13 @@ struct StateBatch {
       for (int v = 0; v < Rows::kVectors; ++v) {
         StoreKeysOf<kExact>(state + static_cast<int64_t>(row) * d, Rows::Key(v), d, s[i][v]);
       }
+    }
+  }
+  __device__ void StoreCopies(const RecurrentMixerArgs& args, const MixerSegment& segment,
+                              int64_t of_head, int first) const {
+    for (int i = 0; i < SlotCopies(segment); ++i) {
+      const SlotCopy copy = CopyOf(segment, args.emits.data(), i);
+      Store(InSlot<float>(args.slot_base, copy.slot, 0) + of_head, first, args.shape.head_dim);
     }
   }
   __device__ bool IsAllFinite() const {
@@ -251,6 +258,7 @@ struct QueryAndKey {
 template <int kPad, bool kExact, int kTaps>
 constexpr int DecodeBlocks() {
   if (kPad == 64) return kTaps == 4 ? 5 : 4;
+  if (kPad == 256) return kExact && kTaps == 4 ? 2 : 1;
   return kExact && kTaps == 4 ? 3 : 1;
 }
 
@@ -263,6 +271,28 @@ struct OutputElement {
     return o * inverse * weight * gate;
   }
 };
+
+// The head's outputs, normed and gated where the norm is the head's own; whether they are finite.
+__device__ __forceinline__ bool StoreOutputs(const RecurrentMixerArgs& args, const float* outputs,
+                                             const OutputElement& of_thread, float* out) {
+  const int d = args.shape.head_dim, thread = static_cast<int>(threadIdx.x);
+  float inverse = 1;
+  if (args.per_head_norm) {
+    inverse = 1.0f / sqrtf(SquaresOfHead(outputs, d) / static_cast<float>(d) + args.eps);
+  }
+  if (thread >= d) return true;
+  float y = outputs[thread];
+  if (args.per_head_norm) y = of_thread.Finished(args, y, inverse);
+  out[thread] = y;
+  return isfinite(y);
+}
+
+// The state of a row's head; null: it is empty, or nobody reads it.
+__device__ __forceinline__ const float* SourceOf(const RecurrentMixerArgs& args,
+                                                 const MixerSegment& segment, int64_t of_head) {
+  if (segment.row_count != 1 || IsPadding(segment) || segment.position == 0) return nullptr;
+  return InSlot<const float>(args.slot_base, segment.src_slot, 0) + of_head;
+}
 
 template <int kPad, bool kExact, int kTaps>
 __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
@@ -284,10 +314,7 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
   const bool is_row = segment.row_count == 1;
   const int64_t row = is_row ? RowOf(args.row_list, segment, 0) : -1;
   const int64_t of_head = static_cast<int64_t>(head) * d * d;
-  const float* const source =
-      !is_row || IsPadding(segment) || segment.position == 0
-          ? nullptr
-          : InSlot<const float>(args.slot_base, segment.src_slot, 0) + of_head;
+  const float* const source = SourceOf(args, segment, of_head);
   const StagedRows<kPad> stages = {
       reinterpret_cast<float*>(staged) + warp * Shape::kStages * Shape::kBatchFloats, full[warp]};
   Channels<kPad, kTaps> channels;
@@ -307,16 +334,15 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
   }
   const float* const rows = source + first * d;
   const bool is_staged = kExact && source != nullptr;
-  if (is_staged) {
-    for (int b = 0; b < Shape::kStages; ++b) stages.Fetch(rows, b);
-  }
+  for (int b = 0; is_staged && b < Shape::kStages; ++b) stages.Fetch(rows, b);
   channels.Load(work, segment, row, head);
   if (thread < d)
     of_thread.z = args.z[row * args.z_stride + static_cast<int64_t>(head) * d + thread];
   const float2 gates = GatesOf(args, row, head);
   channels.Convolve(work, segment, head, x);
-  const LaneRotation<kPad / kWarp> rotation(RotationOfRow(warp < 2 ? args.cos : nullptr, args.sin,
-                                                          args.rotary_dim, args.interleaved, row));
+  const float* const cos = warp < 2 ? args.cos : nullptr;
+  const LaneRotation<kPad / kWarp> rotation(
+      RotationOfRow(cos, args.sin, args.rotary_dim, args.interleaved, row));
   __syncthreads();  // The convolved row is there.
   if (args.cos != nullptr) {
     if (warp < 2) rotation.Rotate(x[warp], d);
@@ -341,23 +367,11 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
     const float o = Step::Do(batch.s, qk.k, qk.q, qk.kq, x[2][own], gates,
                              args.kind == RecurrentKind::kGatedDelta);
     if (threadIdx.x % Step::kLanesPerRow == 0) outputs[own] = args.scale * o;
-    for (int i = 0; i < SlotCopies(segment); ++i) {
-      const SlotCopy copy = CopyOf(segment, args.emits.data(), i);
-      batch.Store(InSlot<float>(args.slot_base, copy.slot, 0) + of_head, at, d);
-    }
+    batch.StoreCopies(args, segment, of_head, at);
     finite = finite && batch.IsAllFinite();
   }
   __syncthreads();  // All of the head's outputs are there.
-  float inverse = 1;
-  if (args.per_head_norm) {
-    inverse = 1.0f / sqrtf(SquaresOfHead(outputs, d) / static_cast<float>(d) + args.eps);
-  }
-  if (thread < d) {
-    float y = outputs[thread];
-    if (args.per_head_norm) y = of_thread.Finished(args, y, inverse);
-    finite = finite && isfinite(y);
-    out[thread] = y;
-  }
+  finite = StoreOutputs(args, outputs, of_thread, out) && finite;
   if (!finite && args.nonfinite != nullptr) args.nonfinite[blockIdx.y] = 1;
 }
 
