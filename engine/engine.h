@@ -73,6 +73,12 @@ struct PlanStatus {
   };
   std::optional<Measured> measured;
   int64_t guard_trips = 0;  // Ever.
+  // Requests that ended under the plan, ever; failed: by a fault of the server.
+  struct Ends {
+    int64_t requests = 0;
+    int64_t failed = 0;
+  };
+  Ends ends;
 };
 
 // The arithmetic of memory, known from file headers alone.

@@ -117,7 +117,7 @@ class EngineCore {
   void FinishChoice(Sequence* sequence, absl::Time now);
   void Fail(LiveRequest* request, const absl::Status& status);
   void FailBatch(const absl::Status& status);
-  void Report(const LiveRequest& request, bool ok, std::string_view reason, absl::Time now) const;
+  void Report(const LiveRequest& request, bool ok, std::string_view reason, absl::Time now);
   // `keep`: what its sequences computed goes to the prefix index.
   void Erase(LiveRequest* request, bool keep);
 

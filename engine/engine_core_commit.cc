@@ -211,11 +211,13 @@ void EngineCore::FinishChoice(Sequence* sequence, absl::Time now) {
   Erase(live, /*keep=*/true);
 }
 
-void EngineCore::Report(const LiveRequest& live, bool ok, std::string_view reason,
-                        absl::Time now) const {
+void EngineCore::Report(const LiveRequest& live, bool ok, std::string_view reason, absl::Time now) {
+  const std::string& plan_id = live.sequences.front()->plan->id();
+  plan_meter_.End(plan_id, !ok && (reason == reason::kInvariant || reason == reason::kNonFinite ||
+                                   reason == reason::kDeviceLost));
   if (observer_ == nullptr) return;
   RequestReport report;
-  report.plan_id = live.sequences.front()->plan->id();
+  report.plan_id = plan_id;
   report.prompt_tokens = live.prompt_len();
   for (const auto& choice : live.sequences) {
     report.completion_tokens += choice->output->completion_tokens();

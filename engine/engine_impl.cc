@@ -346,6 +346,7 @@ std::vector<PlanStatus> EngineImpl::PlanStatuses() const {
     status.memory = MemoryOf(*entry.plan);
     status.measured = core_.plan_meter().Of(entry.plan->id());
     status.guard_trips = core_.plan_meter().Trips(entry.plan->id());
+    status.ends = core_.plan_meter().Ends(entry.plan->id());
     for (const auto& [id, count] : running) {
       if (id == entry.plan->id()) status.running = count;
     }

@@ -27,6 +27,19 @@ int64_t PlanMeter::Trips(std::string_view plan_id) const {
   return it == trips_.end() ? 0 : it->second;
 }
 
+void PlanMeter::End(std::string_view plan_id, bool failed) {
+  MutexLock lock(&mutex_);
+  PlanStatus::Ends& ends = ends_[std::string(plan_id)];
+  ++ends.requests;
+  ends.failed += failed ? 1 : 0;
+}
+
+PlanStatus::Ends PlanMeter::Ends(std::string_view plan_id) const {
+  MutexLock lock(&mutex_);
+  const auto it = ends_.find(std::string(plan_id));
+  return it == ends_.end() ? PlanStatus::Ends{} : it->second;
+}
+
 std::optional<PlanStatus::Measured> PlanMeter::Of(std::string_view plan_id) const {
   MutexLock lock(&mutex_);
   const auto it = plans_.find(std::string(plan_id));

@@ -1,5 +1,6 @@
 // PlanMeter remembers how each plan did: how long its decode steps took lately (steps in which it
-// ran alone and nothing was prefilled), and how often a guard tripped. Thread rule: any thread.
+// ran alone and nothing was prefilled), how often a guard tripped, and how its requests ended.
+// Thread rule: any thread.
 #pragma once
 
 #include <optional>
@@ -23,10 +24,15 @@ class PlanMeter {
   void Trip(std::string_view plan_id);
   int64_t Trips(std::string_view plan_id) const;
 
+  // A request under the plan has ended; `failed`: by a fault that is not its own or its client's.
+  void End(std::string_view plan_id, bool failed);
+  PlanStatus::Ends Ends(std::string_view plan_id) const;
+
  private:
   mutable Mutex mutex_;
   absl::flat_hash_map<std::string, PlanStatus::Measured> plans_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<std::string, int64_t> trips_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::string, PlanStatus::Ends> ends_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace morphserve

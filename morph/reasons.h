@@ -21,6 +21,7 @@ inline constexpr char kPhaseTimeout[] = "PHASE_TIMEOUT";
 inline constexpr char kCanaryFailed[] = "CANARY_FAILED";
 inline constexpr char kGuardTripped[] = "GUARD_TRIPPED";
 inline constexpr char kTargetMissed[] = "TARGET_MISSED";
+inline constexpr char kErrorRate[] = "ERROR_RATE";
 inline constexpr char kRolledBack[] = "ROLLED_BACK";
 inline constexpr char kSuperseded[] = "SUPERSEDED";
 inline constexpr char kWorkerFault[] = "WORKER_FAULT";

@@ -12,7 +12,21 @@ namespace morphserve {
 WatchJudge::WatchJudge(const Options& options, const PlanStatus& before)
     : options_(options),
       trips_before_(before.guard_trips),
+      ends_before_(before.ends),
       before_(before.measured.value_or(PlanStatus::Measured{})) {}
+
+absl::Status WatchJudge::LookAtErrors(const PlanStatus& now) const {
+  const int64_t failed = now.ends.failed - ends_before_.failed;
+  const int64_t ended = now.ends.requests - ends_before_.requests;
+  if (failed < kErrorsLeast ||
+      static_cast<double>(failed) <= kErrorShareMax * static_cast<double>(ended)) {
+    return absl::OkStatus();
+  }
+  return WithReason(
+      absl::InternalError(absl::StrFormat("%d of %d requests under the plan failed; limit is %g %%",
+                                          failed, ended, 100 * kErrorShareMax)),
+      reason::kErrorRate);
+}
 
 absl::Status WatchJudge::Look(const PlanStatus& now) {
   if (now.entry.state == PlanState::kWithdrawn) {
@@ -25,6 +39,7 @@ absl::Status WatchJudge::Look(const PlanStatus& now) {
                                                           now.guard_trips - trips_before_)),
                       reason::kGuardTripped);
   }
+  if (absl::Status errors = LookAtErrors(now); !errors.ok()) return errors;
   if (!now.measured.has_value()) return absl::OkStatus();
   const int64_t steps = now.measured->steps - before_.steps;
   if (steps < options_.steps_min) return absl::OkStatus();

@@ -1,7 +1,7 @@
-// WatchJudge looks at a plan that has just begun to serve: guard trips, and the time per token of
-// its own steps against the target. Steps are measured at whatever load there is and carried to the
-// target's load by the cost model. Pure but for the state of the last look. Thread rule: one
-// thread.
+// WatchJudge looks at a plan that has just begun to serve: guard trips, requests that the server
+// failed, and the time per token of its own steps against the target. Steps are measured at
+// whatever load there is and carried to the target's load by the cost model. Pure but for the state
+// of the last look. Thread rule: one thread.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,13 @@ class WatchJudge {
   // `before` is the plan's status at the switch.
   WatchJudge(const Options& options, const PlanStatus& before);
 
-  // DATA_LOSS / GUARD_TRIPPED, FAILED_PRECONDITION / PLAN_WITHDRAWN or TARGET_MISSED; OK otherwise.
+  // Of the requests that end under the plan, this share may fail by a fault of the server; fewer
+  // failures than the least say nothing.
+  static constexpr double kErrorShareMax = 0.05;
+  static constexpr int64_t kErrorsLeast = 3;
+
+  // DATA_LOSS / GUARD_TRIPPED, INTERNAL / ERROR_RATE, FAILED_PRECONDITION / PLAN_WITHDRAWN or
+  // TARGET_MISSED; OK otherwise.
   absl::Status Look(const PlanStatus& now);
 
   // Mean step since the switch at its own load, and carried to the target's; absent until there
@@ -41,8 +47,11 @@ class WatchJudge {
   const std::optional<Measured>& measured() const { return measured_; }
 
  private:
+  absl::Status LookAtErrors(const PlanStatus& now) const;
+
   const Options options_;
   const int64_t trips_before_;
+  const PlanStatus::Ends ends_before_;
   const PlanStatus::Measured before_;
   std::optional<Measured> measured_;
 };

@@ -70,8 +70,8 @@ inline constexpr std::array<const char*, 5> kMorphPhases = {"selecting", "prepar
                                                             "switched", "watching"};
 inline constexpr std::array<const char*, 3> kMorphResults = {"applied", "rolled_back", "failed"};
 // The last stands for every other.
-inline constexpr std::array<std::string_view, 5> kRollbackCauses = {
-    "TARGET_MISSED", "GUARD_TRIPPED", "PLAN_WITHDRAWN", "ROLLED_BACK", "other"};
+inline constexpr std::array<std::string_view, 6> kRollbackCauses = {
+    "TARGET_MISSED", "GUARD_TRIPPED", "ERROR_RATE", "PLAN_WITHDRAWN", "ROLLED_BACK", "other"};
 
 // By what follows from an AutopilotReason.
 inline constexpr std::array<const char*, 4> kAutopilotStates = {"off", "measuring", "cool_down",

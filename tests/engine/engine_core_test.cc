@@ -186,6 +186,9 @@ TEST(EngineCore, ADeviceThatIsLostEndsEveryRequest) {
     EXPECT_EQ(ReasonOf(*sink->error), reason::kDeviceLost);
   }
   EXPECT_EQ(harness.core->lost(), harness.runner.health);
+  const PlanStatus::Ends ends = harness.core->plan_meter().Ends(running->started->plan_id);
+  EXPECT_EQ(ends.requests, 2);
+  EXPECT_EQ(ends.failed, 2);
   EXPECT_EQ(harness.core->CheckIntegrity(), absl::OkStatus());
 }
 

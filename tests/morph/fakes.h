@@ -61,6 +61,8 @@ class FakeEngine final : public Engine {
       if (it != measured_.end()) status.measured = it->second;
       const auto trips = trips_.find(entry.plan->full_layers());
       if (trips != trips_.end()) status.guard_trips = trips->second;
+      const auto ends = ends_.find(entry.plan->full_layers());
+      if (ends != ends_.end()) status.ends = ends->second;
       status.entry = std::move(entry);
       out.push_back(std::move(status));
     }
@@ -109,6 +111,12 @@ class FakeEngine final : public Engine {
     ++trips_[k];
   }
 
+  void End(int32_t k, int64_t requests, int64_t failed) {
+    MutexLock lock(&mutex_);
+    ends_[k].requests += requests;
+    ends_[k].failed += failed;
+  }
+
   int64_t sequences_max = 10;
 
  private:
@@ -124,6 +132,7 @@ class FakeEngine final : public Engine {
   std::shared_ptr<BranchesHeader> header_ = std::make_shared<BranchesHeader>();
   std::map<int32_t, PlanStatus::Measured> measured_ ABSL_GUARDED_BY(mutex_);
   std::map<int32_t, int64_t> trips_ ABSL_GUARDED_BY(mutex_);
+  std::map<int32_t, PlanStatus::Ends> ends_ ABSL_GUARDED_BY(mutex_);
 };
 
 // A decode step takes 2 + B (1 + 1e-4 k C) ms.
