@@ -184,6 +184,7 @@ class BenchModel {
 
   const ModelConfig& config() const { return config_; }
   const BranchesHeader& header() const { return header_; }
+  const HybridModel& model() const { return *model_; }
   const Tokenizer* tokenizer() const { return tokenizer_.get(); }
   int64_t weight_bytes() const { return weight_bytes_; }
   // What a decode step must read, and write of states: weights once, branches where a layer is

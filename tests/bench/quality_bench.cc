@@ -3,7 +3,8 @@
 // pairs by context length, for every stored ranking, evenly spaced layers (mean over all phases)
 // and random ones. With --json FILE the rows are written as a branches file's `quality` list.
 //   quality_bench MODEL BRANCHES [--device auto|cpu|cuda] [--contexts N,N] [--rows N] [--k N,N]
-//                 [--threads N] [--all] [--json FILE]
+//                 [--threads N] [--all] [--rankings FILE] [--only NAME,NAME] [--json FILE]
+// --rankings adds those of a rankings file; --only keeps entries of these selectors.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -21,6 +22,7 @@
 #include "morph/haystack.h"
 #include "morph/plan_quality.h"
 #include "morph/ranking.h"
+#include "morph/rankings_file.h"
 #include "morph/verifier_metrics.h"
 #include "tests/bench/bench_model.h"
 
@@ -181,6 +183,20 @@ nlohmann::json ToJson(const Entry& entry, const Row& row, const std::vector<Eval
   return out;
 }
 
+// Of the branches file, and of a rankings file as well.
+absl::StatusOr<BranchesHeader> KnownRankings(const BenchModel& model,
+                                             const std::string& rankings_file) {
+  BranchesHeader header = model.header();
+  if (rankings_file.empty()) return header;
+  auto more = LoadRankings(
+      rankings_file,
+      {.base_id = model.model().weights().base_id, .branches_id = model.model().branches()->id},
+      model.config().layers);
+  if (!more.ok()) return more.status();
+  for (BranchesRanking& ranking : more->rankings) header.rankings.push_back(std::move(ranking));
+  return header;
+}
+
 int Run(int argc, char** argv) {
   if (argc < 3) {
     std::fprintf(stderr, "usage: quality_bench MODEL BRANCHES [--device cpu] [--contexts 1024]\n");
@@ -207,9 +223,17 @@ int Run(int argc, char** argv) {
   Quality quality(&model, *std::move(sets));
   const int32_t layers = model.config().layers;
   std::vector<Entry> entries = {{"full", layers, {TopLayers(RandomOrder(layers, 0), layers)}}};
-  for (Entry& entry : MakeEntries(model.header(), layers, Numbers(text("--k", "20,15,10,7,5,3")),
+  const auto known = KnownRankings(model, text("--rankings", ""));
+  if (!known.ok()) {
+    std::fprintf(stderr, "%s\n", known.status().ToString().c_str());
+    return 1;
+  }
+  const std::string only = text("--only", "");
+  const std::set<std::string> wanted = absl::StrSplit(only, ',');
+  for (Entry& entry : MakeEntries(*known, layers, Numbers(text("--k", "20,15,10,7,5,3")),
                                   flags.contains("--all"))) {
-    entries.push_back(std::move(entry));
+    const std::string selector = entry.selector.substr(0, entry.selector.find('/'));
+    if (only.empty() || wanted.contains(selector)) entries.push_back(std::move(entry));
   }
   nlohmann::json rows = nlohmann::json::array();
   for (const Entry& entry : entries) {
