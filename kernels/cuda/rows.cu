@@ -1,5 +1,5 @@
-// The operations that only move rows: embedding look-up, rotary angles, gathering and its reverse,
-// heads of a group. A block a row.
+// The operations that only move rows: embedding look-up, rotary angles, gathering, heads of a
+// group. A block a row.
 // Floor: the bytes of y, written once, and of what it is read from.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -49,13 +49,6 @@ __global__ void CopyRowsKernel(const CopyRowsArgs args) {
   for (int i = threadIdx.x; i < args.width; i += kThreads) {
     y[i] = row < 0 ? 0.0f : args.x[row * args.x_stride + i];
   }
-}
-
-__global__ void ScatterRowsKernel(const CopyRowsArgs args) {
-  const int64_t row = args.row_list[blockIdx.x];
-  if (row < 0) return;
-  const float* x = args.x + blockIdx.x * args.x_stride;
-  for (int i = threadIdx.x; i < args.width; i += kThreads) args.y[row * args.y_stride + i] = x[i];
 }
 
 __global__ void SpreadHeadsKernel(const HeadSpreadShape shape, const float* narrow,
@@ -116,16 +109,6 @@ absl::Status CopyRows(const CopyRowsArgs& args, Stream stream) {
   }
   if (args.rows == 0 || args.width == 0) return absl::OkStatus();
   return Launch("CopyRows", CopyRowsKernel, BlockARow(args.rows), StreamOf(stream), args);
-}
-
-absl::Status ScatterRows(const CopyRowsArgs& args, Stream stream) {
-  if (args.rows < 0 || args.width < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("ScatterRows: rows %d, width %d", args.rows, args.width));
-  }
-  if (args.rows == 0 || args.width == 0) return absl::OkStatus();
-  ScatterRowsKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(args);
-  return LaunchStatus("ScatterRows");
 }
 
 absl::Status SpreadHeads(const HeadSpreadShape& shape, const float* narrow, int64_t narrow_stride,

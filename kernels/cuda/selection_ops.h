@@ -25,9 +25,6 @@
 namespace morphserve::kernels::cuda {
 
 absl::Status Scale(const float* from, float factor, float* to, int64_t count, Stream stream);
-// The adjoint of CopyRows: y[row_list[r]] = x[r]; an entry of -1 writes nothing. No row is listed
-// twice; other rows of y are left alone.
-absl::Status ScatterRows(const CopyRowsArgs& args, Stream stream);
 absl::Status GateMix(const GateMixArgs& args, Stream stream);
 absl::Status GateGrad(const GateGradArgs& args, Stream stream);
 absl::Status SpreadHeads(const HeadSpreadShape& shape, const float* narrow, int64_t narrow_stride,

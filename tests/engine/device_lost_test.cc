@@ -68,6 +68,7 @@ bool Fault(Lab& lab, absl::Duration) {
 }
 
 TEST(DeviceLostDeathTest, EndsStreamsAndTakesNoMore) {
+  // The CPU has no context to lose.
   if (TestDevice() != DeviceKind::kCuda) GTEST_SKIP() << "MORPHSERVE_TEST_DEVICE is not cuda";
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(FaultUnderAStream(), testing::ExitedWithCode(0), ".*");

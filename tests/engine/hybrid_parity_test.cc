@@ -278,6 +278,8 @@ TEST(HybridParity, TheDefaultModelGivesTheSameBitsInAnyCompany) {
 
 // Catches: a state that depends on how it was reached, though the next token does not show it yet.
 TEST(HybridParity, TheStateLeftBehindIsTheSameHoweverItWasReached) {
+  // This compares bytes of states, which only the CPU promises (bits of a device follow the size of
+  // the batch); there the two tests above compare what follows from them, within a bound.
   if (TestDevice() != DeviceKind::kCpu) GTEST_SKIP() << "bits of a device follow the batch";
   for (const ParityCase& parity : TinyCases()) {
     SCOPED_TRACE(parity.branches);

@@ -13,7 +13,6 @@
 
 #include "engine/reasons.h"
 #include "morph/reasons.h"
-#include "morph/watch_judge.h"
 #include "tests/morph/fakes.h"
 
 namespace morphserve {
@@ -483,21 +482,6 @@ TEST_F(Controller, GoesBackOnWhatTheWatchSees) {
     // So that the next case may use the plan again.
     ASSERT_TRUE(engine_.plans().MarkReady(engine_.Ranked(4)->id()).ok());
   }
-}
-
-TEST(WatchJudge, OnlyMoreThanAFewFailuresCount) {
-  PlanStatus status;
-  status.entry.plan = std::make_shared<const LayerPlan>(std::vector<LayerKind>(4, LayerKind::kFull),
-                                                        Digest{}, Digest{});
-  status.ends = {.requests = 10, .failed = 5};  // Before the watch.
-  WatchJudge judge({}, status);
-  EXPECT_EQ(judge.Look(status), absl::OkStatus());
-  status.ends = {.requests = 12, .failed = 7};
-  EXPECT_EQ(judge.Look(status), absl::OkStatus()) << "two failures may be anything";
-  status.ends = {.requests = 70, .failed = 8};
-  EXPECT_EQ(judge.Look(status), absl::OkStatus()) << "3 of 60";
-  status.ends = {.requests = 69, .failed = 8};
-  EXPECT_EQ(ReasonOf(judge.Look(status)), reason::kErrorRate);
 }
 
 TEST_F(Controller, AMissedTargetTriesFewerFullLayersWhenAsked) {

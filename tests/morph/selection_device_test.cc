@@ -83,6 +83,7 @@ class SelectionOnADevice : public ::testing::Test {
   void SetUp() override {
     const auto place = DevicePlace::Open(DeviceKind::kCuda);
     if (absl::IsNotFound(place.status()) || absl::IsUnimplemented(place.status())) {
+      // No device, or a build without CUDA: there is nothing to run on. Other errors fail.
       GTEST_SKIP() << place.status().message();
     }
     ASSERT_TRUE(place.ok()) << place.status();
