@@ -218,6 +218,7 @@ AutopilotDecision Autopilot::Judge(const AutopilotInputs& inputs) const {
     out.k = k;
     out.predicted_ms = prediction.Ms(k);
     out.bound_ms = std::max(target_.tpot_ms, measured.gap_ms);
+    out.percentile = target_.percentile;
     return stay(reason, absl::StrFormat("%s; %d full layers instead of %d are predicted to take "
                                         "%s%s",
                                         seen, k, inputs.k, Ms(*out.predicted_ms), rest));

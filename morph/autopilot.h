@@ -65,6 +65,7 @@ struct AutopilotDecision {
   std::optional<double> predicted_ms = {};  // For them, at the percentile and the measured load.
   // What canary and watch hold the plan to: the target, or what is measured now if that is more.
   double bound_ms = 0;
+  double percentile = 50;  // Of prediction and bound.
   bool acts() const {
     return reason == AutopilotReason::kTooSlow || reason == AutopilotReason::kRoom;
   }

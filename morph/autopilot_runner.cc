@@ -174,6 +174,7 @@ void AutopilotRunner::StartMorph(const AutopilotDecision& decision, const PlanVi
   order.body = order.key;
   Target& target = order.spec.target.emplace();
   target.full_layers = decision.k;
+  target.percentile = decision.percentile;
   target.load.running = std::max(1, static_cast<int32_t>(load.running + 0.5));
   target.load.context =
       std::clamp(static_cast<int32_t>(load.context), 1, engine_->info().context_tokens);

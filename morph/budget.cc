@@ -174,6 +174,9 @@ Estimate PredictPlan(const BudgetInputs& inputs, int32_t full_layers, const Load
     out.tpot_ms = inputs.costs->DecodeMs(full_layers, load.running, load.context);
     out.tpot_margin_ms = *out.tpot_ms * CostModel::Margin(inputs.costs->decode_error(), percentile);
     out.ttft_ms = inputs.costs->PrefillMs(full_layers, load.prompt);
+    out.ttft_margin_ms =
+        *out.ttft_ms * CostModel::Margin(inputs.costs->prefill_error(), percentile);
+    out.percentile = percentile;
   }
   const PlanMemory memory = inputs.memory(full_layers);
   out.kv_bytes_per_token = memory.bytes_per_token;

@@ -19,12 +19,13 @@ absl::Status Draining() {
 }  // namespace
 
 MorphController::MorphController(Engine* engine, CostSource* costs, PlanVerifier* verifier,
-                                 LayerSelector* selector, const Clock* clock,
+                                 LayerSelector* selector, WatchGaps* gaps, const Clock* clock,
                                  const MorphOptions& options)
     : engine_(engine),
       costs_(costs),
       verifier_(verifier),
       selector_(selector),
+      gaps_(gaps),
       clock_(clock),
       options_(options) {
   worker_ = std::thread([this] { Work(); });

@@ -3,7 +3,7 @@
 // touched at one point only, the move of a pointer; whatever goes wrong before it leaves the old
 // plan serving, and what goes wrong after it leads back there. Thread rule: every method from any
 // thread. Callbacks run with the controller's lock held, so they must not block nor call it.
-// Ownership: borrows engine, sources and clock.
+// Ownership: borrows all it is given.
 #pragma once
 
 #include <atomic>
@@ -25,6 +25,7 @@
 #include "morph/morph.h"
 #include "morph/plan_choice.h"
 #include "morph/verifier.h"
+#include "morph/watch_gaps.h"
 #include "morph/watch_judge.h"
 
 namespace morphserve {
@@ -40,9 +41,10 @@ struct MorphOptions {
 
 class MorphController {
  public:
-  // `selector` may be null: RESELECT is then UNIMPLEMENTED.
+  // `selector` may be null: RESELECT is then UNIMPLEMENTED. `gaps` must hear the engine.
   MorphController(Engine* engine, CostSource* costs, PlanVerifier* verifier,
-                  LayerSelector* selector, const Clock* clock, const MorphOptions& options);
+                  LayerSelector* selector, WatchGaps* gaps, const Clock* clock,
+                  const MorphOptions& options);
   ~MorphController();  // Stop().
 
   // Starts a morph, or attaches to the one of that key; its id. INVALID_ARGUMENT (FIELD_INVALID,
@@ -85,6 +87,7 @@ class MorphController {
     MorphEvent last;  // What the next event starts from.
     absl::Time ended = absl::InfiniteFuture();
     bool switched = false;
+    std::string watched;      // What the watch of the last plan makes of its times; may be empty.
     bool superseded = false;  // Another one waits for the end of this.
     std::atomic<bool> cancel = false;
     std::optional<RollbackOrder> rollback;
@@ -104,6 +107,7 @@ class MorphController {
   absl::Status Verify(Morph* morph, Attempt* attempt);
   absl::Status Switch(Morph* morph, Attempt* attempt);
   absl::Status Watch(Morph* morph, Attempt* attempt);
+  static void TakeWatched(const WatchJudge& judge, const LoadPoint& load, Morph* morph);
   void Conclude(Morph* morph, const absl::Status& status);
   void GoBack(Morph* morph) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -130,6 +134,7 @@ class MorphController {
   CostSource* const costs_;
   PlanVerifier* const verifier_;
   LayerSelector* const selector_;
+  WatchGaps* const gaps_;
   const Clock* const clock_;
   const MorphOptions options_;
 

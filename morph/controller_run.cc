@@ -204,9 +204,16 @@ absl::Status MorphController::Verify(Morph* morph, Attempt* attempt) {
       const VerifyReport report,
       verifier_->Verify(request, &morph->cancel, clock_->Now() + options_.canary_max,
                         ProgressOf(morph, MorphPhase::kCanary, "probe prompts on both plans")));
+  const std::optional<LatencyBound> bound = order.bound();
   Estimate measured;
   measured.at = *request.load;
   measured.tpot_ms = report.step_ms;
+  measured.percentile = bound.value_or(LatencyBound{}).percentile;
+  const double spread =
+      attempt->costs == nullptr
+          ? 0
+          : CostModel::Spread(attempt->costs->decode_error(), measured.percentile);
+  if (report.step_ms.has_value()) measured.tpot_margin_ms = *report.step_ms * spread;
   measured.recall = report.recall;
   if (report.positions > 0) {
     measured.quality = report.quality;
@@ -225,7 +232,7 @@ absl::Status MorphController::Verify(Morph* morph, Attempt* attempt) {
     morph->last.measured = measured;
     Tell(morph, MorphPhase::kCanary, 1, std::move(text));
   }
-  return JudgeCanary(report, order.canary, order.judged_tpot_ms());
+  return JudgeCanary(report, order.canary, bound, spread);
 }
 
 // The one place where a morph changes what serves. Under the lock, so that a roll-back comes either
@@ -249,6 +256,7 @@ absl::Status MorphController::Switch(Morph* morph, Attempt* attempt) {
   MS_ASSIGN_OR_RETURN(const uint64_t epoch,
                       plans.Point(pointer, attempt->choice.plan->id(), morph->order.traffic));
   morph->switched = true;
+  morph->watched.clear();
   attempt->registered = false;
   morph->last.to.epoch = epoch;
   MS_LOG(INFO) << "morph " << morph->id << " switched " << PointerName(pointer)
@@ -258,14 +266,32 @@ absl::Status MorphController::Switch(Morph* morph, Attempt* attempt) {
   return absl::OkStatus();
 }
 
+void MorphController::TakeWatched(const WatchJudge& judge, const LoadPoint& load, Morph* morph) {
+  morph->watched = judge.latency_text();
+  if (!judge.measured().has_value()) return;
+  const WatchJudge::Measured& seen = *judge.measured();
+  Estimate& measured = morph->last.measured.emplace(morph->last.measured.value_or(Estimate{}));
+  measured.at = {.running = static_cast<int32_t>(seen.running + 0.5),
+                 .context = static_cast<int32_t>(seen.context),
+                 .prompt = load.prompt};
+  measured.tpot_ms = seen.gap_ms;
+  measured.tpot_margin_ms.reset();
+  measured.percentile = seen.percentile;
+  measured.samples = seen.samples;
+}
+
 absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
   const MorphOrder& order = morph->order;
   const absl::Time begin = clock_->Now();
   const auto plan = attempt->choice.plan;
-  const WatchJudge::Options options{.tpot_ms = order.judged_tpot_ms(),
+  const WatchJudge::Options options{.latency = order.bound(),
                                     .load = LoadOf(*engine_, order.spec),
-                                    .slack = order.canary.latency_slack,
-                                    .costs = attempt->costs.get()};
+                                    .slack = order.canary.latency_slack};
+  gaps_->Begin({.plan_id = plan->id(),
+                .full_layers = plan->full_layers(),
+                .load = options.load,
+                .costs = attempt->costs});
+  const absl::Cleanup end = [this] { gaps_->End(); };
   WatchJudge judge(options, StatusOf(*plan));
   TellNow(morph, MorphPhase::kWatching, 0, "watching");
   absl::Time told = begin;
@@ -280,18 +306,14 @@ absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
       if (ending_ || morph->superseded) return absl::OkStatus();
     }
     RunTasks();
-    const absl::Status status = judge.Look(StatusOf(*plan));
+    const absl::Status status = judge.Look(StatusOf(*plan), gaps_->Read());
     const absl::Time now = clock_->Now();
     const double fraction = order.watch > absl::ZeroDuration()
                                 ? std::min(1.0, absl::FDivDuration(now - begin, order.watch))
                                 : 1;
-    if (judge.measured().has_value()) {
+    {
       MutexLock lock(&mutex_);
-      Estimate& measured = morph->last.measured.emplace(morph->last.measured.value_or(Estimate{}));
-      measured.at = {.running = static_cast<int32_t>(judge.measured()->running + 0.5),
-                     .context = static_cast<int32_t>(judge.measured()->context),
-                     .prompt = options.load.prompt};
-      measured.tpot_ms = judge.measured()->step_ms;
+      TakeWatched(judge, options.load, morph);
     }
     if (!status.ok()) return status;
     if (now >= begin + order.watch) return absl::OkStatus();
@@ -332,70 +354,6 @@ absl::Status MorphController::Carry(Morph* morph) {
     Tell(morph, morph->last.phase, 1,
          absl::StrFormat("%s; trying fewer full layers", std::string(status.message())));
   }
-}
-
-void MorphController::GoBack(Morph* morph) {
-  PlanRegistry& plans = engine_->plans();
-  const PlanPointer pointer = morph->order.pointer;
-  if (Named(pointer).plan->id() == morph->before.plan->id()) {
-    if (pointer == PlanPointer::kActive) plans.EndTrial();
-    return;  // Withdrawing the plan has led there already.
-  }
-  const auto epoch = plans.Point(pointer, morph->before.plan->id());
-  if (!epoch.ok()) {
-    MS_LOG(ERROR) << "morph " << morph->id << " cannot go back: " << epoch.status().message();
-    return;
-  }
-  morph->last.from.epoch = *epoch;
-}
-
-void MorphController::Conclude(Morph* morph, const absl::Status& status) {
-  std::function<void(absl::StatusOr<RollbackResult>)> rolled_back;
-  RollbackResult result;
-  {
-    MutexLock lock(&mutex_);
-    const std::string text(status.message());
-    std::string why = ReasonOf(status);
-    const bool asked = morph->rollback.has_value();
-    if (asked) why = reason::kRolledBack;
-    if (!asked && morph->superseded && absl::IsCancelled(status)) why = reason::kSuperseded;
-    if (ending_ && absl::IsCancelled(status)) why = reason::kDraining;
-    if (why.empty() && !status.ok()) {
-      why = absl::IsCancelled(status) ? reason::kCancelled : reason::kWorkerFault;
-    }
-    result = {.from = Named(morph->order.pointer), .to = morph->before};
-    if (status.ok() && !asked) {
-      if (morph->switched && morph->order.pointer == PlanPointer::kActive) {
-        engine_->plans().EndTrial();
-      }
-      Tell(morph, MorphPhase::kApplied, 1,
-           ending_             ? "the server drains"
-           : morph->superseded ? "an operator's morph takes over; watched no longer"
-                               : "applied");
-    } else if (!morph->switched) {
-      Tell(morph, MorphPhase::kFailed, 1,
-           why == reason::kSuperseded ? "an operator's morph takes over" : text,
-           asked ? std::string(reason::kCancelled) : why);
-    } else if (asked || morph->order.auto_rollback) {
-      GoBack(morph);
-      result.to = Named(morph->order.pointer);
-      if (asked && morph->rollback->withdraw && morph->last.to.plan != nullptr) {
-        engine_->plans()
-            .Withdraw(morph->last.to.plan->id(), "withdrawn by an operator")
-            .IgnoreError();
-      }
-      Tell(morph, MorphPhase::kRolledBack, 1, asked ? "rolled back by an operator" : text, why);
-    } else {
-      if (morph->order.pointer == PlanPointer::kActive) engine_->plans().EndTrial();
-      Tell(morph, MorphPhase::kApplied, 1, text, why);
-    }
-    MS_LOG(INFO) << "morph " << morph->id << " " << PhaseName(morph->last.phase)
-                 << (why.empty() ? "" : " reason=" + why) << ": " << morph->last.message;
-    morph->ended = clock_->Now();
-    RunNext();
-    rolled_back = std::move(morph->rolled_back);
-  }
-  if (rolled_back) rolled_back(result);
 }
 
 void MorphController::RunMorph(Morph* morph) {

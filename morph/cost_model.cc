@@ -156,7 +156,7 @@ double CostModel::PrefillMs(int32_t full_layers, int32_t prompt_tokens) const {
   return ms;
 }
 
-double CostModel::Margin(double error, double percentile) {
+double CostModel::Spread(double error, double percentile) {
   // Quantiles of the normal distribution, linear between.
   constexpr std::array<std::pair<double, double>, 6> kQuantiles = {
       {{50, 0}, {75, 0.674}, {90, 1.282}, {95, 1.645}, {99, 2.326}, {99.9, 3.09}}};
@@ -166,7 +166,7 @@ double CostModel::Margin(double error, double percentile) {
     const auto& [p1, z1] = kQuantiles[i];
     z += (std::clamp(percentile, p0, p1) - p0) / (p1 - p0) * (z1 - z0);
   }
-  return error * (1 + z);
+  return error * z;
 }
 
 std::optional<double> CostModel::BreakEvenContext(double running) const {

@@ -52,8 +52,13 @@ class CostModel {
   // Relative error of the fit, one standard deviation.
   double decode_error() const { return decode_error_; }
   double prefill_error() const { return prefill_error_; }
-  // A prediction that holds at a percentile: the mean and one standard deviation at 50, more above.
-  static double Margin(double error, double percentile);
+  // By how much, relatively, a time at a percentile is above the mean when `error` is one standard
+  // deviation: nothing at 50, more above.
+  static double Spread(double error, double percentile);
+  // The same of a time that is predicted, which may itself be off by a standard deviation.
+  static double Margin(double error, double percentile) {
+    return error + Spread(error, percentile);
+  }
 
   // Context from which on a linear layer is faster than a full one; nullopt when it never is, 0
   // when it always is.

@@ -10,17 +10,6 @@ namespace {
 
 constexpr int kSlices = 12;
 constexpr size_t kPlansMax = 16;  // Of a slice; more plans at a time are not told apart.
-constexpr double kFirstMs = 0.02;
-constexpr double kRatio = 1.02;
-
-int32_t BucketOf(double ms, int32_t buckets) {
-  if (!(ms > kFirstMs)) return 0;
-  return std::min(static_cast<int32_t>(std::log(ms / kFirstMs) / std::log(kRatio)) + 1,
-                  buckets - 1);
-}
-
-// The upper edge of a bucket.
-double EdgeMs(int32_t bucket) { return kFirstMs * std::pow(kRatio, bucket); }
 
 // Loads within a sixth of each other share a cell.
 int32_t Octaves(double value) {
@@ -89,10 +78,7 @@ void LatencyWindow::OnTokenGap(std::string_view plan_id, double gap_s) {
 
 void LatencyWindow::Take(const StepReport& report, const Pending& pending, Plan* plan) {
   const auto tokens = static_cast<int64_t>(pending.gaps_ms.size());
-  for (const double ms : pending.gaps_ms) {
-    ++plan->buckets[static_cast<size_t>(BucketOf(ms, kBuckets))];
-  }
-  plan->gaps += tokens;
+  for (const double ms : pending.gaps_ms) plan->gaps.Add(ms);
   const double context = static_cast<double>(report.decode_context) / report.decode_rows;
   const bool pure = report.kind == StepKind::kDecode && report.plans == 1;
   Merge({.tokens = tokens,
@@ -118,7 +104,7 @@ void LatencyWindow::OnStep(const StepReport& report) {
 
 LatencyReading LatencyWindow::Read(std::string_view plan_id, double percentile,
                                    absl::Time since) const {
-  std::vector<int64_t> buckets(kBuckets);
+  GapHistogram gaps;
   std::map<std::pair<int32_t, int32_t>, LoadCell> cells;
   LatencyReading out;
   MutexLock lock(&mutex_);
@@ -126,25 +112,12 @@ LatencyReading LatencyWindow::Read(std::string_view plan_id, double percentile,
   for (const Slice& slice : slices_) {
     const auto it = slice.plans.find(plan_id);
     if (slice.begin < from || it == slice.plans.end()) continue;
-    out.gaps += it->second.gaps;
-    for (size_t i = 0; i < buckets.size(); ++i) buckets[i] += it->second.buckets[i];
+    gaps.Merge(it->second.gaps);
     for (const auto& [key, cell] : it->second.cells) Merge(cell, &cells[key]);
   }
   for (const auto& [key, cell] : cells) out.cells.push_back(cell);
-  if (out.gaps == 0) return out;
-  const double rank = percentile / 100 * static_cast<double>(out.gaps);
-  int64_t below = 0;
-  for (int32_t i = 0; i < kBuckets; ++i) {
-    const int64_t here = buckets[static_cast<size_t>(i)];
-    if (here == 0 || static_cast<double>(below + here) < rank) {
-      below += here;
-      continue;
-    }
-    const double part = (rank - static_cast<double>(below)) / static_cast<double>(here);
-    const double low = i == 0 ? 0 : EdgeMs(i - 1);
-    out.gap_ms = low + std::clamp(part, 0.0, 1.0) * (EdgeMs(i) - low);
-    break;
-  }
+  out.gaps = gaps.count();
+  out.gap_ms = gaps.At(percentile);
   return out;
 }
 

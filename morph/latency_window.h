@@ -17,6 +17,7 @@
 #include "engine/base/clock.h"
 #include "engine/base/mutex.h"
 #include "engine/engine_observer.h"
+#include "morph/gap_histogram.h"
 
 namespace morphserve {
 
@@ -59,10 +60,8 @@ class LatencyWindow final : public EngineObserver {
   void OnRequestEnd(const RequestReport&) override {}
 
  private:
-  static constexpr int32_t kBuckets = 768;
   struct Plan {
-    std::vector<uint32_t> buckets = std::vector<uint32_t>(kBuckets);
-    int64_t gaps = 0;
+    GapHistogram gaps;
     std::map<std::pair<int32_t, int32_t>, LoadCell> cells;
   };
   struct Slice {

@@ -41,11 +41,15 @@ struct MorphOrder {
   bool retry_lower = false;   // A missed target tries fewer full layers before it rolls back.
   MorphOrigin origin = MorphOrigin::kOperator;
   std::string why;  // Of the autopilot; its first message.
-  // Time per token that canary and watch hold the plan to where the spec has no such goal.
+  // Time per token that canary and watch hold the plan to where the spec has no such goal, at the
+  // percentile of its target.
   std::optional<double> tpot_max_ms;
-  std::optional<double> judged_tpot_ms() const {
-    return spec.target.has_value() && spec.target->tpot_ms.has_value() ? spec.target->tpot_ms
-                                                                       : tpot_max_ms;
+  // What canary and watch measure against; nothing: no time is judged.
+  std::optional<LatencyBound> bound() const {
+    const Target target = spec.target.value_or(Target{});
+    const std::optional<double> tpot_ms = target.tpot_ms.has_value() ? target.tpot_ms : tpot_max_ms;
+    if (!tpot_ms.has_value()) return std::nullopt;
+    return LatencyBound{.tpot_ms = *tpot_ms, .percentile = target.percentile};
   }
 };
 

@@ -21,16 +21,25 @@ struct Target {
   std::optional<int32_t> full_layers;
   LoadPoint load;
   std::optional<double> quality_min;  // Perplexity of the all-full plan over that of the plan.
-  double percentile = 50;             // Of the latency goals.
+  double percentile = 50;  // Of the latency goals: so many per cent of the times keep to them.
   SelectMode mode = SelectMode::kStored;
   std::string selector;  // Empty: the default one.
+};
+
+// The time per token that a plan is held to once it is measured.
+struct LatencyBound {
+  double tpot_ms = 0;
+  double percentile = 50;  // Of the times between tokens.
 };
 
 struct Estimate {
   LoadPoint at;
   std::optional<double> tpot_ms;
-  std::optional<double> tpot_margin_ms;
+  std::optional<double> tpot_margin_ms;  // With it tpot_ms holds at the percentile of the goals.
   std::optional<double> ttft_ms;
+  std::optional<double> ttft_margin_ms;
+  double percentile = 50;          // Of the goals; of tpot_ms itself where there are samples.
+  std::optional<int64_t> samples;  // Times between tokens of requests that tpot_ms was read from.
   int64_t kv_bytes_per_token = 0;
   int64_t state_bytes = 0;
   int64_t sequences_max = 0;

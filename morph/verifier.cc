@@ -7,7 +7,7 @@
 namespace morphserve {
 
 absl::Status JudgeCanary(const VerifyReport& report, const CanaryBounds& bounds,
-                         std::optional<double> tpot_ms) {
+                         const std::optional<LatencyBound>& latency, double spread) {
   const auto failed = [](const std::string& text, const char* reason) {
     return WithReason(absl::FailedPreconditionError(text), reason);
   };
@@ -34,11 +34,14 @@ absl::Status JudgeCanary(const VerifyReport& report, const CanaryBounds& bounds,
                                   *bounds.recall_min),
                   reason::kCanaryFailed);
   }
-  if (tpot_ms.has_value() && report.step_ms.has_value() &&
-      !(*report.step_ms <= *tpot_ms * (1 + bounds.latency_slack))) {
-    return failed(
-        absl::StrFormat("a step takes %.3g ms; the target is %.3g ms", *report.step_ms, *tpot_ms),
-        reason::kTargetMissed);
+  if (!latency.has_value() || !report.step_ms.has_value()) return absl::OkStatus();
+  const double ms = *report.step_ms * (1 + spread);
+  if (!(ms <= latency->tpot_ms * (1 + bounds.latency_slack))) {
+    return failed(absl::StrFormat("a step takes %.3g ms, %.3g ms at p%g; the target is %.3g ms and "
+                                  "may be exceeded by %g %%",
+                                  *report.step_ms, ms, latency->percentile, latency->tpot_ms,
+                                  100 * bounds.latency_slack),
+                  reason::kTargetMissed);
   }
   return absl::OkStatus();
 }

@@ -16,6 +16,7 @@
 #include "engine/model/layer_plan.h"
 #include "morph/cost_model.h"
 #include "morph/load_point.h"
+#include "morph/target.h"
 
 namespace morphserve {
 
@@ -25,7 +26,7 @@ struct CanaryBounds {
   double kl_max = 0.10;
   double agreement_min = 0;
   std::optional<double> recall_min = {};  // Share of passkeys to get right; absent: only told.
-  double latency_slack = 0.10;            // Of the target, that the measured step may exceed it by.
+  double latency_slack = 0.10;            // Of the target, that a measured time may exceed it by.
 };
 
 struct VerifyRequest {
@@ -60,8 +61,9 @@ class PlanVerifier {
                                               const std::function<void(double)>& progress) = 0;
 };
 
-// FAILED_PRECONDITION / CANARY_FAILED or TARGET_MISSED with the figure and its bound.
+// FAILED_PRECONDITION / CANARY_FAILED or TARGET_MISSED with the figure and its bound. The step of
+// the report is a median; at the bound's percentile it takes `spread` of it more.
 absl::Status JudgeCanary(const VerifyReport& report, const CanaryBounds& bounds,
-                         std::optional<double> tpot_ms);
+                         const std::optional<LatencyBound>& latency, double spread);
 
 }  // namespace morphserve

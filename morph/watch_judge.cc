@@ -10,10 +10,15 @@
 namespace morphserve {
 
 WatchJudge::WatchJudge(const Options& options, const PlanStatus& before)
-    : options_(options),
-      trips_before_(before.guard_trips),
-      ends_before_(before.ends),
-      before_(before.measured.value_or(PlanStatus::Measured{})) {}
+    : options_(options), trips_before_(before.guard_trips), ends_before_(before.ends) {}
+
+int64_t WatchJudge::SamplesMin(double percentile) {
+  constexpr double kAbove = 5;
+  constexpr double kLeast = 50;
+  // Less a trifle, so that 99.9 needs 5000 and not one more.
+  const double needed = std::ceil(kAbove / (1 - percentile / 100) * (1 - 1e-9));
+  return static_cast<int64_t>(std::max(needed, kLeast));
+}
 
 absl::Status WatchJudge::LookAtErrors(const PlanStatus& now) const {
   const int64_t failed = now.ends.failed - ends_before_.failed;
@@ -28,7 +33,7 @@ absl::Status WatchJudge::LookAtErrors(const PlanStatus& now) const {
       reason::kErrorRate);
 }
 
-absl::Status WatchJudge::Look(const PlanStatus& now) {
+absl::Status WatchJudge::Look(const PlanStatus& now, const WatchGaps::Reading& gaps) {
   if (now.entry.state == PlanState::kWithdrawn) {
     return WithReason(
         absl::FailedPreconditionError("the plan was withdrawn: " + now.entry.withdrawn_why),
@@ -40,35 +45,40 @@ absl::Status WatchJudge::Look(const PlanStatus& now) {
                       reason::kGuardTripped);
   }
   if (absl::Status errors = LookAtErrors(now); !errors.ok()) return errors;
-  if (!now.measured.has_value()) return absl::OkStatus();
-  const int64_t steps = now.measured->steps - before_.steps;
-  if (steps < options_.steps_min) return absl::OkStatus();
-  // The engine's moving mean still holds a share of what was before the switch: taken out.
-  const double old =
-      before_.steps == 0 ? 0 : std::pow(PlanStatus::Measured::kMemory, static_cast<double>(steps));
-  const auto since = [old](double mean, double before) {
-    return std::max((mean - old * before) / (1 - old), 0.0);
-  };
-  Measured m;
-  m.step_ms = since(now.measured->step_ms, before_.step_ms);
-  m.running = std::max(since(now.measured->running, before_.running), 1.0);
-  m.context = since(now.measured->context, before_.context);
-  m.carried_ms = m.step_ms;
-  if (options_.costs != nullptr) {
-    const int32_t k = now.entry.plan->full_layers();
-    m.carried_ms *= options_.costs->DecodeMs(k, options_.load.running, options_.load.context) /
-                    options_.costs->DecodeMs(k, m.running, m.context);
+  return LookAtLatency(gaps);
+}
+
+absl::Status WatchJudge::LookAtLatency(const WatchGaps::Reading& gaps) {
+  const double percentile = options_.latency.value_or(LatencyBound{}).percentile;
+  const int64_t samples = gaps.carried.count();
+  const int64_t needed = SamplesMin(percentile);
+  if (samples >= needed) {
+    measured_ = Measured{.percentile = percentile,
+                         .gap_ms = gaps.measured.At(percentile),
+                         .running = gaps.running,
+                         .context = gaps.context,
+                         .carried_ms = gaps.carried.At(percentile),
+                         .samples = samples};
   }
-  measured_ = m;
-  if (options_.tpot_ms.has_value() && m.carried_ms > *options_.tpot_ms * (1 + options_.slack)) {
-    return WithReason(absl::FailedPreconditionError(absl::StrFormat(
-                          "a step takes %.3g ms at %d sequences of %d tokens (measured %.3g ms at "
-                          "%.1f of %.0f); the target is %.3g ms",
-                          m.carried_ms, options_.load.running, options_.load.context, m.step_ms,
-                          m.running, m.context, *options_.tpot_ms)),
-                      reason::kTargetMissed);
+  if (!options_.latency.has_value()) return absl::OkStatus();
+  const std::string load =
+      absl::StrFormat("%d sequences of %d tokens", options_.load.running, options_.load.context);
+  if (!measured_.has_value()) {
+    latency_text_ = absl::StrFormat(
+        "the target was not judged: %d times between tokens at loads like %s, and %d at others; "
+        "p%g "
+        "needs %d",
+        samples, load, gaps.others, percentile, needed);
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  const double bound = options_.latency->tpot_ms * (1 + options_.slack);
+  latency_text_ = absl::StrFormat(
+      "p%g between tokens is %.3g ms at %s (measured %.3g ms at %.1f of %.0f, %d samples); the "
+      "target is %.3g ms and the bound %.3g ms",
+      percentile, measured_->carried_ms, load, measured_->gap_ms, measured_->running,
+      measured_->context, samples, options_.latency->tpot_ms, bound);
+  if (measured_->carried_ms <= bound) return absl::OkStatus();
+  return WithReason(absl::FailedPreconditionError(latency_text_), reason::kTargetMissed);
 }
 
 }  // namespace morphserve

@@ -154,6 +154,9 @@ void WriteEstimate(const Estimate& estimate, v1::Estimate* out) {
   if (estimate.tpot_ms) out->set_tpot_ms(*estimate.tpot_ms);
   if (estimate.tpot_margin_ms) out->set_tpot_margin_ms(*estimate.tpot_margin_ms);
   if (estimate.ttft_ms) out->set_ttft_ms(*estimate.ttft_ms);
+  if (estimate.ttft_margin_ms) out->set_ttft_margin_ms(*estimate.ttft_margin_ms);
+  if (estimate.tpot_ms || estimate.ttft_ms) out->set_percentile(estimate.percentile);
+  if (estimate.samples) out->set_samples(static_cast<uint64_t>(*estimate.samples));
   if (estimate.kv_bytes_per_token > 0) {
     out->set_kv_bytes_per_token(static_cast<uint64_t>(estimate.kv_bytes_per_token));
   }

@@ -97,7 +97,9 @@ struct Server::Impl {
   // In the order of use: each may refer to what stands above it, and is destroyed before it.
   ServerMetrics metrics;
   LatencyWindow latencies{clock};
-  ObserverPair observers{&metrics, &latencies};
+  WatchGaps watch_gaps;
+  ObserverPair measuring{&latencies, &watch_gaps};
+  ObserverPair observers{&metrics, &measuring};
   std::unique_ptr<Authorizer> authorizer;
   ServingState state;
   Drain drain;
@@ -406,7 +408,8 @@ void Server::Impl::StartMorphing(const AutopilotTarget& target) {
   costs = std::make_unique<CostKeeper>(engine.get(), config.morph.cost_cache, VersionString());
   verifier = std::make_unique<LabVerifier>(engine.get());
   morph = std::make_unique<MorphController>(engine.get(), costs.get(), verifier.get(),
-                                            selection.selector.get(), clock, MorphOptions());
+                                            selection.selector.get(), &watch_gaps, clock,
+                                            MorphOptions());
   // All morphs, for as long as the controller lives.
   const auto heard =
       morph->Subscribe("", [this](const MorphEvent& event) { metrics.OnMorph(event); });

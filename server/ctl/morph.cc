@@ -101,8 +101,13 @@ void PrintEvent(const v1::MorphProgress& event) {
 
 void PrintOutcome(const v1::MorphProgress& last) {
   const auto estimate = [](const char* name, const v1::Estimate& e) {
-    std::printf("%s %s a token at %d x %d tokens", name, Ms(e.has_tpot_ms(), e.tpot_ms()).c_str(),
-                e.at().running(), e.at().context_tokens());
+    std::printf("%s %s a token", name, Ms(e.has_tpot_ms(), e.tpot_ms()).c_str());
+    if (e.has_samples()) {
+      std::printf(" at p%g of %d", e.percentile(), static_cast<int>(e.samples()));
+    } else if (e.has_tpot_margin_ms()) {
+      std::printf(" (p%g: %.2f ms)", e.percentile(), e.tpot_ms() + e.tpot_margin_ms());
+    }
+    std::printf(" at %d x %d tokens", e.at().running(), e.at().context_tokens());
     if (e.has_kl()) std::printf(", KL %.4f", e.kl());
     if (e.has_quality()) std::printf(", quality %.4f", e.quality());
     if (e.has_recall()) std::printf(", recall %.3f", e.recall());

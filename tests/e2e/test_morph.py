@@ -155,6 +155,24 @@ def test_a_latency_target_is_met_or_refused_with_what_would_reach_it(hybrid, cli
     assert low.returncode == 1 and "TARGET_UNREACHABLE" in low.stderr
 
 
+def test_the_watch_measures_the_percentile_of_the_target(hybrid, client):
+    """Requests run at the load of the target while it is watched: the outcome tells the percentile
+    that they saw, and of how many times."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(events, hybrid, "--tpot-ms", "100000", "--full-layers", "20",
+                           "--percentile", "95", "--context", "96", "--batch", "1", "--watch", "5")
+        number = 0
+        while not seen.done():
+            answer(client, number := number + 1)
+        last = seen.result()[-1]
+    assert ctl(hybrid, "rollback").returncode == 0
+    assert last["phase"] == "PHASE_APPLIED", last
+    assert "applied; p95 between tokens is" in last["message"], last["message"]
+    measured = last["measured"]
+    assert measured["percentile"] == 95 and int(measured["samples"]) >= 100
+    assert 0 < measured["tpot_ms"] < 100000 and measured["at"]["running"] == 1
+
+
 def test_orders_that_contradict_the_server_are_refused(hybrid, morph):
     from morphserve.v1 import morph_pb2 as pb
 

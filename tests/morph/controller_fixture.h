@@ -65,7 +65,7 @@ class Controller : public testing::Test {
     MorphOptions options;
     options.tick = std::chrono::milliseconds(1);
     controller_ = std::make_unique<MorphController>(&engine_, &costs_, &verifier_, &selector_,
-                                                    &clock_, options);
+                                                    &gaps_, &clock_, options);
   }
   static MorphOrder Order(MorphSpec spec, absl::Duration watch = absl::ZeroDuration()) {
     static int keys = 0;
@@ -87,6 +87,18 @@ class Controller : public testing::Test {
     spec.target.emplace().tpot_ms = ms;
     spec.target->load = {.running = 1, .context = 1000, .prompt = 100};
     return spec;
+  }
+  // Requests under the plan with `k` full layers see `steps` steps of `running` sequences.
+  void Serve(int32_t k, double ms, int32_t running, int64_t context, int32_t steps = 100) {
+    const std::string id = engine_.Ranked(k)->id();
+    for (int32_t i = 0; i < steps; ++i) {
+      for (int32_t r = 0; r < running; ++r) gaps_.OnTokenGap(id, ms / 1000);
+      StepReport report;
+      report.seconds = ms / 1000;
+      report.decode_rows = running;
+      report.decode_context = running * context;
+      gaps_.OnStep(report);
+    }
   }
   // Runs an order to its end.
   MorphEvent Run(MorphOrder order) {
@@ -146,6 +158,7 @@ class Controller : public testing::Test {
   FakeCosts costs_;
   FakeVerifier verifier_;
   FakeSelector selector_;
+  WatchGaps gaps_;
   std::vector<Phase> phases_;
   std::unique_ptr<MorphController> controller_;
 };

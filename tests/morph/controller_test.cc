@@ -75,7 +75,7 @@ TEST_F(Controller, ReselectAsksTheSelector) {
   EXPECT_EQ(last.agreement->stored, "flashmorph/0/0");
   EXPECT_EQ(last.agreement->common, 0) << "3, 1 against 7, 6";
   EXPECT_LT(*last.agreement->spearman, 0.5);
-  MorphController bare(&engine_, &costs_, &verifier_, nullptr, &clock_, {});
+  MorphController bare(&engine_, &costs_, &verifier_, nullptr, &gaps_, &clock_, {});
   EXPECT_EQ(ReasonOf(bare.Start(Order(spec)).status()), reason::kSelectorUnavailable);
 }
 

@@ -11,17 +11,53 @@
 namespace morphserve {
 namespace {
 
+using testing::HasSubstr;
+
 TEST_F(Controller, WatchesAndAppliesWhenTimeIsUp) {
   Events events;
   const auto id = controller_->Start(Order(Tpot(3.41), absl::Seconds(10)));
   ASSERT_TRUE(controller_->Subscribe(*id, events.Listener()).ok());
   events.WaitFor({Phase::kWatching});
-  engine_.Measure(4, FakeStepMs(4, 2, 500), 2, 500);
+  Serve(4, FakeStepMs(4, 2, 500), 2, 500);
   clock_.Advance(absl::Seconds(11));
   const MorphEvent last = events.WaitForEnd();
   EXPECT_EQ(last.phase, Phase::kApplied);
-  EXPECT_NEAR(*last.measured->tpot_ms, FakeStepMs(4, 2, 500), 1e-6);
+  EXPECT_NEAR(*last.measured->tpot_ms, FakeStepMs(4, 2, 500), 0.1);
   EXPECT_EQ(last.measured->at.running, 2);
+  EXPECT_EQ(last.measured->samples, 200);
+  EXPECT_THAT(last.message, HasSubstr("applied; p50 between tokens is"));
+}
+
+TEST_F(Controller, SaysWhenATargetWasNotJudged) {
+  Events events;
+  const auto id = controller_->Start(Order(Tpot(3.41), absl::Seconds(10)));
+  ASSERT_TRUE(controller_->Subscribe(*id, events.Listener()).ok());
+  events.WaitFor({Phase::kWatching});
+  Serve(4, 900, 1, 1000, 49);
+  Serve(4, 900, 50, 8000);
+  clock_.Advance(absl::Seconds(11));
+  const MorphEvent last = events.WaitForEnd();
+  EXPECT_EQ(last.phase, Phase::kApplied);
+  EXPECT_THAT(last.message, HasSubstr("the target was not judged: 49 times between tokens"));
+  EXPECT_FALSE(last.measured->samples.has_value()) << "what the canary measured stays";
+}
+
+// The mean is well below the target all along.
+TEST_F(Controller, GoesBackWhenThePercentileOfTheTargetIsMissed) {
+  MorphSpec spec = Tpot(3.45);
+  spec.target->percentile = 99;
+  Events events;
+  const auto id = controller_->Start(Order(spec, absl::Minutes(10)));
+  ASSERT_TRUE(controller_->Subscribe(*id, events.Listener()).ok());
+  events.WaitFor({Phase::kWatching});
+  Serve(4, 3, 1, 1000, 490);
+  Serve(4, 8, 1, 1000, 10);
+  const MorphEvent last = events.WaitForEnd();
+  EXPECT_EQ(last.phase, Phase::kRolledBack);
+  EXPECT_EQ(last.reason, reason::kTargetMissed);
+  EXPECT_THAT(last.message, HasSubstr("p99 between tokens"));
+  EXPECT_THAT(last.message, HasSubstr("500 samples); the target is 3.45 ms and the bound 3.8 ms"));
+  EXPECT_EQ(last.measured->percentile, 99);
 }
 
 TEST_F(Controller, GoesBackOnWhatTheWatchSees) {
@@ -36,8 +72,7 @@ TEST_F(Controller, GoesBackOnWhatTheWatchSees) {
       {"withdrawn",
        [&] { ASSERT_TRUE(engine_.plans().Withdraw(engine_.Ranked(4)->id(), "3 trips").ok()); },
        reason::kPlanWithdrawn},
-      {"missed", [&] { engine_.Measure(4, 2 * FakeStepMs(4, 1, 1000), 1, 1000); },
-       reason::kTargetMissed}};
+      {"missed", [&] { Serve(4, 2 * FakeStepMs(4, 1, 1000), 1, 1000); }, reason::kTargetMissed}};
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
     const std::string before = engine_.plans().active()->id();
@@ -64,7 +99,7 @@ TEST_F(Controller, AMissedTargetTriesFewerFullLayersWhenAsked) {
   const auto id = controller_->Start(order);
   ASSERT_TRUE(controller_->Subscribe(*id, events.Listener()).ok());
   events.WaitFor({Phase::kWatching});
-  engine_.Measure(4, 2 * FakeStepMs(4, 1, 1000), 1, 1000);
+  Serve(4, 2 * FakeStepMs(4, 1, 1000), 1, 1000);
   const auto watches_the_next = [&] {
     const std::vector<MorphEvent> all = events.All();
     return all.back().phase == Phase::kWatching && all.back().to.plan->full_layers() == 3;
@@ -100,7 +135,7 @@ TEST_F(Controller, NothingGoesBackByItselfWhenAskedNotTo) {
   const auto id = controller_->Start(order);
   ASSERT_TRUE(controller_->Subscribe(*id, events.Listener()).ok());
   events.WaitFor({Phase::kWatching});
-  engine_.Measure(4, 2 * FakeStepMs(4, 1, 1000), 1, 1000);
+  Serve(4, 2 * FakeStepMs(4, 1, 1000), 1, 1000);
   const MorphEvent last = events.WaitForEnd();
   EXPECT_EQ(last.phase, Phase::kApplied);
   EXPECT_EQ(last.reason, reason::kTargetMissed);

@@ -137,6 +137,8 @@ TEST(CostModel, MarginsGrowWithThePercentile) {
   EXPECT_NEAR(CostModel::Margin(0.1, 50), 0.1, 1e-12);
   EXPECT_NEAR(CostModel::Margin(0.1, 95), 0.2645, 1e-12);
   EXPECT_LT(CostModel::Margin(0.1, 90), CostModel::Margin(0.1, 92));
+  EXPECT_EQ(CostModel::Spread(0.1, 50), 0) << "a measured median is believed";
+  EXPECT_NEAR(CostModel::Spread(0.1, 95), 0.1645, 1e-12);
 }
 
 TEST(CostSetups, FitTheMachine) {

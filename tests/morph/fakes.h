@@ -57,8 +57,6 @@ class FakeEngine final : public Engine {
     MutexLock lock(&mutex_);
     for (PlanEntry& entry : plans_.List()) {
       PlanStatus status;
-      const auto it = measured_.find(entry.plan->full_layers());
-      if (it != measured_.end()) status.measured = it->second;
       const auto trips = trips_.find(entry.plan->full_layers());
       if (trips != trips_.end()) status.guard_trips = trips->second;
       const auto ends = ends_.find(entry.plan->full_layers());
@@ -100,12 +98,6 @@ class FakeEngine final : public Engine {
 
   // The plan that the default ranking gives a budget.
   std::shared_ptr<const LayerPlan> Ranked(int32_t k) const { return *RankedPlan(k); }
-  // From now on a decode step of the plans with `k` full layers takes `ms`.
-  void Measure(int32_t k, double ms, double running, double context) {
-    MutexLock lock(&mutex_);
-    PlanStatus::Measured& m = measured_[k];
-    m = {.step_ms = ms, .running = running, .context = context, .steps = m.steps + 1000};
-  }
   void Trip(int32_t k) {
     MutexLock lock(&mutex_);
     ++trips_[k];
@@ -130,7 +122,6 @@ class FakeEngine final : public Engine {
   PlanRegistry plans_;
   mutable Mutex mutex_;
   std::shared_ptr<BranchesHeader> header_ = std::make_shared<BranchesHeader>();
-  std::map<int32_t, PlanStatus::Measured> measured_ ABSL_GUARDED_BY(mutex_);
   std::map<int32_t, int64_t> trips_ ABSL_GUARDED_BY(mutex_);
   std::map<int32_t, PlanStatus::Ends> ends_ ABSL_GUARDED_BY(mutex_);
 };

@@ -286,8 +286,9 @@ TEST(Reselector, AMorphSelectsSwitchesAndTellsHowMuchItAgrees) {
   Bench bench("", Options(), "window:32", stored);
   LabVerifier verifier(bench.engine.get());
   CostKeeper costs(bench.engine.get(), "", "test");
-  MorphController controller(bench.engine.get(), &costs, &verifier, bench.selector.get(), &kClock,
-                             {});
+  WatchGaps gaps;
+  MorphController controller(bench.engine.get(), &costs, &verifier, bench.selector.get(), &gaps,
+                             &kClock, {});
   MorphOrder order;
   order.key = "k";
   Target& target = order.spec.target.emplace();

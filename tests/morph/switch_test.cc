@@ -136,7 +136,8 @@ TEST(Switch, EveryStreamIsThatOfAServerThatNeverSwitched) {
   {
     LabVerifier verifier(engine.get());
     CostKeeper costs(engine.get(), "", "test");
-    MorphController controller(engine.get(), &costs, &verifier, nullptr, &kClock, {});
+    WatchGaps gaps;
+    MorphController controller(engine.get(), &costs, &verifier, nullptr, &gaps, &kClock, {});
     for (int32_t i = 0; i < kMorphs; ++i) {
       // Every tenth with a canary beside the traffic.
       MorphAndBack(

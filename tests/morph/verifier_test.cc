@@ -165,19 +165,34 @@ TEST(Verifier, CountsThePasskeysThatAPlanGetsRight) {
 
 TEST(Verifier, JudgesByItsBounds) {
   VerifyReport report{.positions = 10, .kl = 0.05, .quality = 1, .agreement = 0.9, .step_ms = 10.5};
-  EXPECT_TRUE(JudgeCanary(report, {}, 10).ok()) << "within the slack";
-  EXPECT_EQ(ReasonOf(JudgeCanary(report, {}, 9)), reason::kTargetMissed);
-  EXPECT_TRUE(JudgeCanary(report, {}, std::nullopt).ok());
-  EXPECT_EQ(ReasonOf(JudgeCanary(report, {.kl_max = 0.04}, 10)), reason::kCanaryFailed);
-  EXPECT_EQ(ReasonOf(JudgeCanary(report, {.agreement_min = 0.95}, 10)), reason::kCanaryFailed);
-  EXPECT_EQ(ReasonOf(JudgeCanary(report, {.recall_min = 0.5}, 10)), reason::kCanaryFailed);
+  const auto judge = [&report](const CanaryBounds& bounds, std::optional<double> tpot_ms = 10) {
+    std::optional<LatencyBound> latency;
+    if (tpot_ms.has_value()) latency = LatencyBound{.tpot_ms = *tpot_ms};
+    return ReasonOf(JudgeCanary(report, bounds, latency, /*spread=*/0));
+  };
+  EXPECT_EQ(judge({}), "") << "within the slack";
+  EXPECT_EQ(judge({}, 9), reason::kTargetMissed);
+  EXPECT_EQ(judge({}, std::nullopt), "");
+  EXPECT_EQ(judge({.kl_max = 0.04}), reason::kCanaryFailed);
+  EXPECT_EQ(judge({.agreement_min = 0.95}), reason::kCanaryFailed);
+  EXPECT_EQ(judge({.recall_min = 0.5}), reason::kCanaryFailed);
   report.recall = 0.5;
-  EXPECT_TRUE(JudgeCanary(report, {.recall_min = 0.5}, 10).ok());
-  EXPECT_EQ(ReasonOf(JudgeCanary(report, {.recall_min = 0.6}, 10)), reason::kCanaryFailed);
+  EXPECT_EQ(judge({.recall_min = 0.5}), "");
+  EXPECT_EQ(judge({.recall_min = 0.6}), reason::kCanaryFailed);
   report.recall = NAN;
-  EXPECT_EQ(ReasonOf(JudgeCanary(report, {.recall_min = 0.5}, 10)), reason::kCanaryFailed);
+  EXPECT_EQ(judge({.recall_min = 0.5}), reason::kCanaryFailed);
   report.kl = NAN;
-  EXPECT_EQ(ReasonOf(JudgeCanary(report, {}, 10)), reason::kCanaryFailed);
+  EXPECT_EQ(judge({}), reason::kCanaryFailed);
+}
+
+TEST(Verifier, AMedianStepIsJudgedAtThePercentileOfTheBound) {
+  const VerifyReport report{.step_ms = 10};
+  const LatencyBound bound{.tpot_ms = 10, .percentile = 95};
+  EXPECT_TRUE(JudgeCanary(report, {}, bound, 0.09).ok());
+  const absl::Status missed = JudgeCanary(report, {}, bound, 0.11);
+  EXPECT_EQ(ReasonOf(missed), reason::kTargetMissed);
+  EXPECT_EQ(missed.message(),
+            "a step takes 10 ms, 11.1 ms at p95; the target is 10 ms and may be exceeded by 10 %");
 }
 
 TEST(VerifierMetrics, AreTheTextbookOnes) {

@@ -80,7 +80,8 @@ class MorphFixture {
   ServerMetrics metrics_;
   CostKeeper costs_{&engine_, "", "test"};
   LabVerifier verifier_{&engine_};
-  MorphController morph_{&engine_, &costs_, &verifier_, nullptr, &clock_, {}};
+  WatchGaps watch_gaps_;
+  MorphController morph_{&engine_, &costs_, &verifier_, nullptr, &watch_gaps_, &clock_, {}};
   LatencyWindow latencies_{&clock_};
   AutopilotRunner autopilot_{&engine_, &costs_, &morph_, &latencies_, &clock_, {}, {.k_max = 3}};
   std::unique_ptr<Authorizer> authorizer_;
