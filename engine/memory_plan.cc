@@ -145,8 +145,7 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   verdict.slot_bytes = SlotUnitBytes(config, branches, kv_dtype);
   verdict.super_block_bytes = SuperBlockBytes(verdict.page_bytes, verdict.slot_bytes);
   const int64_t fixed = verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes;
-  // Layers are not selected on a device, yet.
-  verdict.lab_bytes = branches == nullptr || place.on_device() ? 0 : options.lab_bytes;
+  verdict.lab_bytes = branches == nullptr ? 0 : options.lab_bytes;
   const int64_t most = place.on_device()
                            ? place.info().free_bytes - kDeviceReserve - fixed - verdict.lab_bytes
                            : std::min(machine.memory_bytes / 4, kAutoArenaMax);

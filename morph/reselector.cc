@@ -205,12 +205,10 @@ absl::Status Reselector::Check(const std::string& selector) const {
         absl::StrFormat("target.selector '%s' is not known to mode RESELECT; there are %s",
                         selector.substr(0, 64), absl::StrJoin(names, ", ")));
   }
-  const bool on_device = source_.selection->on_device;
-  if (on_device || engine_->tokenizer() == nullptr) {
-    return WithReason(absl::UnimplementedError(
-                          on_device ? "layers are selected on the CPU only"
-                                    : "layers cannot be selected for a model without a tokenizer"),
-                      reason::kSelectorUnavailable);
+  if (engine_->tokenizer() == nullptr) {
+    return WithReason(
+        absl::UnimplementedError("layers cannot be selected for a model without a tokenizer"),
+        reason::kSelectorUnavailable);
   }
   int64_t bytes = SetCheckTask::Bytes(source_, options_.tokens, kCheckRows);
   if (entry->looks) bytes = std::max(bytes, LayerSelection::Bytes(source_, OptionsFor(selector)));

@@ -16,6 +16,7 @@
 #include "morph/set_check.h"
 #include "morph/verifier_lab.h"
 #include "tests/engine/fake_tokenizer.h"
+#include "tests/engine/forward_fixture.h"
 #include "tests/engine/tiny_checkpoint.h"
 #include "tests/engine/waiting_sink.h"
 #include "tests/loader/temp_folder.h"
@@ -39,6 +40,7 @@ struct Bench {
                  const std::function<void(BranchesHeader*)>& stored = nullptr) {
     EngineOptions engine_options;
     engine_options.threads = 2;
+    engine_options.device = TestDevice();
     engine_options.arena_bytes = int64_t{16} << 20;
     engine_options.branches = branches;
     Checkpoint checkpoint = MakeTinyCheckpoint({.layers = kLayers, .vocab = 258});
