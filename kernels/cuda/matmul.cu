@@ -286,7 +286,7 @@ absl::Status Check(const MatmulArgs& args) {
 }  // namespace
 
 int64_t MatmulBytes(int32_t rows, int32_t k) {
-  return rows <= kGemvRowsMax ? 0 : Layout(rows, k).bytes;
+  return rows <= kGemvRowsMax || k < 1 ? 0 : Layout(rows, k).bytes;
 }
 
 namespace {

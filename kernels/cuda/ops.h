@@ -19,7 +19,7 @@ absl::Status CopyRows(const CopyRowsArgs& args, Stream stream);
 // launch does not depend on the row list: it can be captured in a graph. More rows need the
 // workspace and cuBLASLt; x is rounded to bf16.
 absl::Status Matmul(const MatmulArgs& args, Stream stream);
-int64_t MatmulBytes(int32_t rows, int32_t k);
+int64_t MatmulBytes(int32_t rows, int32_t k);  // k 0, a rank that a branch lacks: 0.
 absl::Status RmsNorm(const RmsNormArgs& args, Stream stream);
 absl::Status SwiGlu(const SwiGluArgs& args, Stream stream);
 absl::Status LowRank(const LowRankArgs& args, Stream stream);

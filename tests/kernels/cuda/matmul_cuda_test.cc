@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/gemv.h"
 #include "kernels/cuda/matrix_layout.h"
+#include "kernels/cuda/ops.h"
 #include "tests/kernels/cuda/matrix_fixture.h"
 
 namespace morphserve::kernels::cuda {
@@ -229,6 +230,12 @@ TEST_F(MatmulCudaTest, RefusesBrokenLimitsBeforeAnythingIsWritten) {
 }
 
 // Needs no device: what a plan promises for every shape.
+// Branches without low-rank matrices ask with their rank, which is 0.
+TEST(MatmulBytesTest, AProductWithoutInputsNeedsNone) {
+  EXPECT_EQ(MatmulBytes(1000, 0), 0);
+  EXPECT_GT(MatmulBytes(1000, 1), 0);
+}
+
 TEST(GemvPlanTest, CoversEveryTileAndInputOnce) {
   for (const WeightFormat format : {WeightFormat::kBF16, WeightFormat::kQ8, WeightFormat::kQ4}) {
     for (const int32_t k : {1, 32, 576, 1536, 4096, 14336, 28672}) {
