@@ -78,24 +78,27 @@ void CacheBooks::TakeUnits(const LayerPlan& plan, int32_t length, SequenceCaches
     caches->pages.resize(layers);
     caches->slots.assign(layers, -1);
   }
-  const auto take = [&](UnitPool& pool, std::span<UnitAddress> out) {
+  std::vector<UnitAddress> new_pages, new_slots;  // Zeroed together.
+  const auto take = [](UnitPool& pool, std::span<UnitAddress> out, std::vector<UnitAddress>* all) {
     MS_CHECK(pool.Allocate(out));
-    for (const UnitAddress unit : out) memory_->Zero(unit, pool.unit_bytes());
+    all->insert(all->end(), out.begin(), out.end());
   };
   for (size_t layer = 0; layer < layers; ++layer) {
     std::vector<UnitAddress>& pages = caches->pages[layer];
     UnitAddress& slot = caches->slots[layer];
     if (!IsFull(plan, layer)) {
       MS_CHECK(pages.empty() && (slot >= 0) != fresh);
-      if (fresh) take(*units_.slots(), std::span(&slot, 1));
+      if (fresh) take(*units_.slots(), std::span(&slot, 1), &new_slots);
       continue;
     }
     MS_CHECK(slot < 0);
     const size_t held = pages.size();
     if (held >= PagesFor(length)) continue;
     pages.resize(PagesFor(length));
-    take(units_.pages(), std::span(pages).subspan(held));
+    take(units_.pages(), std::span(pages).subspan(held), &new_pages);
   }
+  if (!new_pages.empty()) memory_->Zero(new_pages, units_.pages().unit_bytes());
+  if (!new_slots.empty()) memory_->Zero(new_slots, units_.slots()->unit_bytes());
   if (fresh) Stamp(caches);
 }
 
@@ -194,7 +197,7 @@ void CacheBooks::Quarantine(const CacheKey& key, std::span<const int32_t> tokens
                             SequenceCaches* caches) {
   for (UnitAddress& slot : caches->slots) {
     if (slot < 0) continue;
-    memory_->Zero(slot, options_.slot_bytes);
+    memory_->Zero({&slot, 1}, options_.slot_bytes);
     units_.slots()->Pin(slot);
     quarantined_.push_back(slot);
     slot = -1;
@@ -217,7 +220,7 @@ void CacheBooks::VerifyQuarantined() {
   std::erase_if(quarantined_, [&](UnitAddress slot) {
     memory_->Read(slot, bytes);
     if (std::any_of(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{0}; })) {
-      memory_->Zero(slot, options_.slot_bytes);  // Looked at again the next time.
+      memory_->Zero({&slot, 1}, options_.slot_bytes);  // Looked at again the next time.
       return false;
     }
     units_.slots()->Unpin(slot);

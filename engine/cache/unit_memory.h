@@ -21,7 +21,8 @@ class UnitMemory {
  public:
   virtual ~UnitMemory() = default;
   virtual void Copy(std::span<const UnitCopy> copies) = 0;
-  virtual void Zero(UnitAddress unit, int64_t bytes) = 0;
+  // `bytes` of every one of them: a prompt takes thousands at a time.
+  virtual void Zero(std::span<const UnitAddress> units, int64_t bytes) = 0;
   // To and from host memory.
   virtual void Read(UnitAddress unit, std::span<std::byte> to) = 0;
   virtual void Write(UnitAddress unit, std::span<const std::byte> from) = 0;

@@ -35,8 +35,8 @@ void CpuUnitMemory::Copy(std::span<const UnitCopy> copies) {
   }
 }
 
-void CpuUnitMemory::Zero(UnitAddress unit, int64_t bytes) {
-  std::memset(At(unit), 0, static_cast<size_t>(bytes));
+void CpuUnitMemory::Zero(std::span<const UnitAddress> units, int64_t bytes) {
+  for (const UnitAddress unit : units) std::memset(At(unit), 0, static_cast<size_t>(bytes));
 }
 
 void CpuUnitMemory::Read(UnitAddress unit, std::span<std::byte> to) {

@@ -12,7 +12,7 @@ class CpuUnitMemory final : public UnitMemory {
   CpuUnitMemory(std::byte* base, const kernels::SlotShape& shape) : base_(base), shape_(shape) {}
 
   void Copy(std::span<const UnitCopy> copies) override;
-  void Zero(UnitAddress unit, int64_t bytes) override;
+  void Zero(std::span<const UnitAddress> units, int64_t bytes) override;
   void Read(UnitAddress unit, std::span<std::byte> to) override;
   void Write(UnitAddress unit, std::span<const std::byte> from) override;
   bool SlotIsFinite(UnitAddress unit) override;

@@ -13,8 +13,8 @@ void CudaUnitMemory::Copy(std::span<const UnitCopy> copies) {
   cuda::CopyUnits(base_, moves_, stream_).IgnoreError();
 }
 
-void CudaUnitMemory::Zero(UnitAddress unit, int64_t bytes) {
-  cuda::ZeroUnits(base_, unit, bytes, stream_).IgnoreError();
+void CudaUnitMemory::Zero(std::span<const UnitAddress> units, int64_t bytes) {
+  cuda::ZeroUnits(base_, units, bytes, stream_).IgnoreError();
 }
 
 void CudaUnitMemory::Read(UnitAddress unit, std::span<std::byte> to) {

@@ -20,7 +20,7 @@ class CudaUnitMemory final : public UnitMemory {
       : base_(base), shape_(shape), stream_(stream) {}
 
   void Copy(std::span<const UnitCopy> copies) override;
-  void Zero(UnitAddress unit, int64_t bytes) override;
+  void Zero(std::span<const UnitAddress> units, int64_t bytes) override;
   void Read(UnitAddress unit, std::span<std::byte> to) override;
   void Write(UnitAddress unit, std::span<const std::byte> from) override;
   bool SlotIsFinite(UnitAddress unit) override;

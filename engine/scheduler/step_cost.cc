@@ -1,14 +1,17 @@
 #include "engine/scheduler/step_cost.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace morphserve {
 namespace {
 
 constexpr double kMemory = 0.9;  // Weight of the past in the moving means.
+constexpr double kSurprise = 3;  // A step counts as at most so many times the mean: one that waited
+                                 // for something else must not shrink the chunks after it.
 
 void Blend(double* mean, double value) {
-  *mean = *mean == 0 ? value : kMemory * *mean + (1 - kMemory) * value;
+  *mean = *mean == 0 ? value : kMemory * *mean + (1 - kMemory) * std::min(value, kSurprise * *mean);
 }
 
 void Lower(std::atomic<double>* best, double value) {
@@ -18,21 +21,43 @@ void Lower(std::atomic<double>* best, double value) {
 
 }  // namespace
 
+StepCost::DecodeSteps& StepCost::StepsOf(int32_t rows) {
+  return decode_[static_cast<size_t>(std::bit_width(static_cast<uint32_t>(rows)) - 1)];
+}
+
 double StepCost::DecodeMs(int32_t rows) const {
-  return rows == 0 ? 0 : decode_base_ms_ + decode_row_ms_ * (rows - 1);
+  if (rows == 0) return 0;
+  const DecodeSteps *below = nullptr, *above = nullptr, *before = nullptr;
+  for (const DecodeSteps& steps : decode_) {
+    if (steps.ms == 0) continue;
+    if (steps.rows > rows) {
+      above = &steps;
+      break;
+    }
+    before = below;
+    below = &steps;
+  }
+  if (below == nullptr) return above == nullptr ? 0 : above->ms;
+  const DecodeSteps* const other = above != nullptr ? above : before;
+  if (other == nullptr) return below->ms;
+  const double slope = (other->ms - below->ms) / (other->rows - below->rows);
+  return below->ms + std::max(0.0, slope) * (rows - below->rows);
 }
 
 void StepCost::Observe(int32_t decode_rows, int32_t prefill_rows, double ms) {
   if (ms <= 0) return;
   if (prefill_rows == 0) {
-    if (decode_rows == 1) {
-      Blend(&decode_base_ms_, ms);
-      Lower(&best_decode_ms_, ms);
-    } else if (decode_rows > 1) {
-      if (decode_base_ms_ == 0) decode_base_ms_ = ms;
-      Blend(&decode_row_ms_, std::max(0.0, ms - decode_base_ms_) / (decode_rows - 1));
-    }
+    if (decode_rows == 0) return;
+    DecodeSteps& steps = StepsOf(decode_rows);
+    Blend(&steps.rows, decode_rows);
+    Blend(&steps.ms, ms);
+    if (decode_rows == 1) Lower(&best_decode_ms_, ms);
     return;
+  }
+  // Its decode rows alone would not have taken longer. While prompts wait there may be no step
+  // without prefill for long, so this is what ends an estimate that leaves them no room.
+  if (decode_rows > 0 && ms < DecodeMs(decode_rows)) {
+    StepsOf(decode_rows) = {.rows = static_cast<double>(decode_rows), .ms = ms};
   }
   // Very short chunks are mostly fixed cost and would overstate a row.
   constexpr int32_t kTelling = 16;

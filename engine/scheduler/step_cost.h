@@ -1,8 +1,11 @@
 // StepCost predicts how long a step takes from steps already measured, to size prefill chunks and
-// to refuse deadlines that cannot be met. Thread rule: Observe and Budget on the engine thread; the
-// best_* figures from any thread.
+// to refuse deadlines that cannot be met. Decode steps are kept by the power of two of their rows:
+// on a device their time is far from a line through few rows, and one that ran out of few would
+// leave no room for prefill beside many. Thread rule: Observe and PrefillRowsWithin on the engine
+// thread; the best_* figures from any thread.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 
@@ -31,10 +34,17 @@ class StepCost {
  private:
   static constexpr double kCopyBytesPerMs = 2e6;
 
+  // Decode steps of 2^i to 2^(i+1) - 1 rows: moving means, 0 until there was one.
+  struct DecodeSteps {
+    double rows = 0;
+    double ms = 0;
+  };
+
+  DecodeSteps& StepsOf(int32_t rows);
+  // A decode step of `rows`: by a line between the nearest ones measured. 0 until measured.
   double DecodeMs(int32_t rows) const;
 
-  double decode_base_ms_ = 0;  // A decode step of one row; moving mean.
-  double decode_row_ms_ = 0;   // Each further row.
+  std::array<DecodeSteps, 31> decode_ = {};
   double prefill_row_ms_ = 0;
   std::atomic<double> best_prefill_row_ms_{0};
   std::atomic<double> best_decode_ms_{0};

@@ -36,7 +36,7 @@ absl::Status Graph::BeginCapture(Stream) { return Absent(); }
 absl::StatusOr<Graph> Graph::EndCapture(Stream) { return Absent(); }
 absl::Status Graph::Launch(Stream) const { return Absent(); }
 absl::Status CopyUnits(std::byte*, std::span<const UnitMove>, Stream) { return Absent(); }
-absl::Status ZeroUnits(std::byte*, int32_t, int64_t, Stream) { return Absent(); }
+absl::Status ZeroUnits(std::byte*, std::span<const int32_t>, int64_t, Stream) { return Absent(); }
 absl::Status FlagNonfiniteSlot(const SlotShape&, const std::byte*, int32_t, uint8_t*, Stream) {
   return Absent();
 }

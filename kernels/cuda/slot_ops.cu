@@ -11,11 +11,16 @@ namespace morphserve::kernels::cuda {
 namespace {
 
 constexpr int kMovesPerLaunch = 200;  // 3.2 KB of the 4 KB that parameters may take everywhere.
+constexpr int kUnitsPerLaunch = 800;  // As much.
 constexpr int kThreads = 256;
 constexpr int64_t kBytesPerBlock = int64_t{kThreads} * 16 * 8;
 
 struct MoveList {
   UnitMove moves[kMovesPerLaunch];
+};
+
+struct UnitList {
+  int32_t units[kUnitsPerLaunch];
 };
 
 // Block (part of a move, move).
@@ -27,6 +32,16 @@ __global__ void CopyUnitsKernel(std::byte* base, const MoveList list) {
   std::byte* const to = base + move.to * kArenaUnitBytes;
   for (int64_t i = begin + threadIdx.x * 16; i < end; i += kThreads * 16) {
     *reinterpret_cast<uint4*>(to + i) = *reinterpret_cast<const uint4*>(from + i);
+  }
+}
+
+// Block (part of a unit, unit).
+__global__ void ZeroUnitsKernel(std::byte* base, const UnitList list, int64_t bytes) {
+  const int64_t begin = blockIdx.x * kBytesPerBlock;
+  const int64_t end = min(begin + kBytesPerBlock, bytes);
+  std::byte* const to = base + list.units[blockIdx.y] * kArenaUnitBytes;
+  for (int64_t i = begin + threadIdx.x * 16; i < end; i += kThreads * 16) {
+    *reinterpret_cast<uint4*>(to + i) = uint4{0, 0, 0, 0};
   }
 }
 
@@ -77,10 +92,25 @@ absl::Status CopyUnits(std::byte* base, std::span<const UnitMove> moves, Stream 
   return absl::OkStatus();
 }
 
-absl::Status ZeroUnits(std::byte* base, int32_t unit, int64_t bytes, Stream stream) {
-  return ErrorOf(cudaMemsetAsync(base + unit * kArenaUnitBytes, 0, static_cast<size_t>(bytes),
-                                 StreamOf(stream)),
-                 "ZeroUnits");
+absl::Status ZeroUnits(std::byte* base, std::span<const int32_t> units, int64_t bytes,
+                       Stream stream) {
+  if (bytes < 0 || bytes % 16 != 0 ||
+      std::any_of(units.begin(), units.end(), [](int32_t unit) { return unit < 0; })) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d bytes of each of %d units, or one below 0", bytes, units.size()));
+  }
+  if (bytes == 0) return absl::OkStatus();
+  const auto parts = static_cast<unsigned>((bytes + kBytesPerBlock - 1) / kBytesPerBlock);
+  while (!units.empty()) {
+    const auto count = std::min<size_t>(units.size(), kUnitsPerLaunch);
+    UnitList list = {};
+    std::copy_n(units.begin(), count, list.units);
+    units = units.subspan(count);
+    const dim3 grid(parts, static_cast<unsigned>(count));
+    ZeroUnitsKernel<<<grid, kThreads, 0, StreamOf(stream)>>>(base, list, bytes);
+    if (absl::Status status = LaunchStatus("ZeroUnits"); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status FlagNonfiniteSlot(const SlotShape& shape, const std::byte* base, int32_t slot,

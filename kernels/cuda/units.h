@@ -24,7 +24,9 @@ struct UnitMove {
 // negative or odd size.
 absl::Status CopyUnits(std::byte* base, std::span<const UnitMove> moves, Stream stream);
 
-absl::Status ZeroUnits(std::byte* base, int32_t unit, int64_t bytes, Stream stream);
+// `bytes`, a multiple of 16, of every unit; hundreds are one launch.
+absl::Status ZeroUnits(std::byte* base, std::span<const int32_t> units, int64_t bytes,
+                       Stream stream);
 
 // Sets *flag (of the device, or page-locked) to 1 when the slot holds a NaN or an infinity in a
 // part that its shape has; else leaves it alone.

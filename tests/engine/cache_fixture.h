@@ -47,8 +47,10 @@ class FakeUnitMemory final : public UnitMemory {
       std::memcpy(At(copy.to), At(copy.from), static_cast<size_t>(copy.bytes));
     }
   }
-  void Zero(UnitAddress unit, int64_t bytes) override {
-    std::memset(At(unit), zeroing_fails ? 1 : 0, static_cast<size_t>(bytes));
+  void Zero(std::span<const UnitAddress> units, int64_t bytes) override {
+    for (const UnitAddress unit : units) {
+      std::memset(At(unit), zeroing_fails ? 1 : 0, static_cast<size_t>(bytes));
+    }
   }
   void Read(UnitAddress unit, std::span<std::byte> to) override {
     std::memcpy(to.data(), At(unit), to.size());

@@ -29,5 +29,39 @@ TEST(StepCost, FollowsAMachineThatSlowsDown) {
   EXPECT_DOUBLE_EQ(cost.best_prefill_row_ms(), 0.5) << "the best stays what was once possible";
 }
 
+// The last sequences of a burst decode alone; a step of few rows costs nearly what one of many
+// does.
+TEST(StepCost, FewDecodesSayLittleAboutMany) {
+  StepCost cost;
+  for (int i = 0; i < 50; ++i) {
+    cost.Observe(256, 0, 12);
+    cost.Observe(0, 2000, 8);
+  }
+  for (int i = 0; i < 200; ++i) {
+    cost.Observe(1, 0, 0.8);
+    cost.Observe(3, 0, 1.6);
+  }
+  EXPECT_NEAR(cost.PrefillRowsWithin(200, 50), 10000, 1000);
+}
+
+TEST(StepCost, AMixedStepEndsAnEstimateThatLeavesPromptsNoRoom) {
+  StepCost cost;
+  for (int i = 0; i < 50; ++i) {
+    cost.Observe(1, 0, 1);
+    cost.Observe(3, 0, 2);
+    cost.Observe(0, 2000, 8);
+  }
+  EXPECT_EQ(cost.PrefillRowsWithin(200, 50), 0) << "by a line through few rows";
+  cost.Observe(200, 64, 10);
+  EXPECT_GT(cost.PrefillRowsWithin(200, 50), 5000);
+}
+
+TEST(StepCost, OneStepThatWaitedForSomethingElseChangesLittle) {
+  StepCost cost;
+  for (int i = 0; i < 50; ++i) cost.Observe(0, 2000, 8);
+  cost.Observe(0, 2000, 1400);
+  EXPECT_GT(cost.PrefillRowsWithin(0, 50), 9000);
+}
+
 }  // namespace
 }  // namespace morphserve

@@ -26,18 +26,30 @@ TEST_F(UnitsCudaTest, MovesAndZerosChangeTheirTargetsOnly) {
   moves.push_back({.from = 5, .to = 999, .bytes = 0});
   const DeviceArray<std::byte> device(memory);
   ASSERT_TRUE(CopyUnits(device.data(), moves, stream()).ok());
-  ASSERT_TRUE(ZeroUnits(device.data(), 950, 40 * 256, stream()).ok());
+  // Most of every second one, more than one launch takes; and two that several blocks share.
+  std::vector<int32_t> zeroed;
+  for (int32_t i = 0; i < 900; ++i) zeroed.push_back(1001 + 2 * i);
+  ASSERT_TRUE(ZeroUnits(device.data(), zeroed, 240, stream()).ok());
+  const std::vector<int32_t> large = {3000, 3500};
+  constexpr size_t kLarge = 300 * kUnit;
+  ASSERT_TRUE(ZeroUnits(device.data(), large, kLarge, stream()).ok());
   Finish();
   std::vector<std::byte> expected = memory;
   for (const UnitMove& move : moves) {
     std::memcpy(&expected[static_cast<size_t>(move.to) * kUnit],
                 &memory[static_cast<size_t>(move.from) * kUnit], static_cast<size_t>(move.bytes));
   }
-  std::memset(&expected[950 * kUnit], 0, 40 * kUnit);
+  for (const int32_t unit : zeroed)
+    std::memset(&expected[static_cast<size_t>(unit) * kUnit], 0, 240);
+  for (const int32_t unit : large)
+    std::memset(&expected[static_cast<size_t>(unit) * kUnit], 0, kLarge);
   EXPECT_TRUE(expected == device.Read());
   const std::vector<UnitMove> odd = {{.from = 0, .to = 1, .bytes = 8}};
   EXPECT_EQ(CopyUnits(device.data(), odd, stream()).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(CopyUnits(device.data(), {}, stream()).ok());
+  EXPECT_EQ(ZeroUnits(device.data(), large, 8, stream()).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(ZeroUnits(device.data(), {}, kUnit, stream()).ok());
 }
 
 TEST_F(UnitsCudaTest, ASlotWithOneBadValueIsFlagged) {
