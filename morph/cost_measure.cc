@@ -13,6 +13,9 @@ namespace morphserve {
 namespace {
 
 constexpr int64_t kBytesMax = int64_t{512} << 20;
+constexpr int64_t kDeviceBytesMax = int64_t{16} << 30;  // Whose memory is faster and whose batches
+                                                        // are larger.
+constexpr int32_t kCpuSequencesMax = 32;
 constexpr int32_t kContextMax = 8192;
 constexpr int32_t kContextMin = 256;
 
@@ -123,7 +126,10 @@ std::vector<CostSetup> MakeCostSetups(const CostLimits& limits) {
     }
     const Contexts c = ContextsFor(limits, 1, rows);
     if (c.high < 1) continue;
-    const StepProbe::Step step{.prefill = true, .rows = rows, .repeats = 1, .warm = false};
+    const StepProbe::Step step{.prefill = true,
+                               .rows = rows,
+                               .repeats = limits.prefill_warm ? 3 : 1,
+                               .warm = limits.prefill_warm};
     const int32_t far = std::max(1, std::min(c.high, 2048) / 64 * 64);
     add(all, step, {0, far});
     add(all / 2, step, {far});
@@ -142,10 +148,14 @@ absl::StatusOr<CostModel> MeasureCosts(Engine* engine, const std::atomic<bool>* 
   CostLimits limits{.layers = info.layers,
                     .context = info.context_tokens,
                     .bytes_per_token = info.kv_bytes_per_token,
-                    .bytes_max = std::min(kBytesMax, info.memory.arena_bytes / 2)};
+                    .bytes_max = info.memory.arena_bytes / 2};
   // The limits of a step are the engine thread's to tell.
   const bool told = engine->RunInLab([&](Lab& lab, absl::Duration) {
-    limits.sequences_max = std::min(lab.model->limits().sequences, 32);
+    const bool device = lab.stream.cuda_stream != nullptr;
+    const int32_t sequences = lab.model->limits().sequences;
+    limits.sequences_max = device ? sequences : std::min(sequences, kCpuSequencesMax);
+    limits.prefill_warm = device;
+    limits.bytes_max = std::min(device ? kDeviceBytesMax : kBytesMax, limits.bytes_max);
     limits.rows_max = lab.rows_max;
     return false;
   });

@@ -21,7 +21,8 @@ struct CostLimits {
   bool linear = true;  // The model has branches; else only the all-full plan is measured.
   int32_t context = 0;
   int32_t sequences_max = 0;
-  int32_t rows_max = 0;         // Of one step.
+  bool prefill_warm = false;  // A chunk runs before it is measured: on a device the first is slow.
+  int32_t rows_max = 0;       // Of one step.
   int64_t bytes_per_token = 0;  // Under the all-full plan.
   int64_t bytes_max = 0;        // That a measurement may take.
 };

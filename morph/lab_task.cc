@@ -139,10 +139,29 @@ bool LabUnits::Fill(Lab& lab, int64_t page_bytes, int64_t slot_bytes) {
   if (sequences_.empty()) return false;
   const size_t layers = sequences_.front()->pages.size();
   if (filled_ == sequences_.size() * layers) return false;
+  // One page and one slot are written, the first ones, and all others are copies of them: a device
+  // copies thousands at once. Looked up each time, as units move.
+  const SequenceCaches& first = *sequences_.front();
+  const auto full = std::find_if(first.pages.begin(), first.pages.end(),
+                                 [](const auto& pages) { return !pages.empty(); });
+  const auto linear = std::find_if(first.slots.begin(), first.slots.end(),
+                                   [](UnitAddress slot) { return slot >= 0; });
+  if (filled_ == 0) {
+    if (full != first.pages.end()) FillUnit(lab.memory, full->front(), page_bytes);
+    if (linear != first.slots.end()) FillUnit(lab.memory, *linear, slot_bytes);
+  }
   const SequenceCaches& caches = *sequences_[filled_ / layers];
   const size_t layer = filled_ % layers;
-  for (const UnitAddress page : caches.pages[layer]) FillUnit(lab.memory, page, page_bytes);
-  if (caches.slots[layer] >= 0) FillUnit(lab.memory, caches.slots[layer], slot_bytes);
+  std::vector<UnitCopy> copies;
+  for (const UnitAddress page : caches.pages[layer]) {
+    if (page == full->front()) continue;
+    copies.push_back({.from = full->front(), .to = page, .bytes = page_bytes});
+  }
+  const UnitAddress slot = caches.slots[layer];
+  if (slot >= 0 && slot != *linear) {
+    copies.push_back({.from = *linear, .to = slot, .bytes = slot_bytes});
+  }
+  lab.memory->Copy(copies);
   ++filled_;
   return true;
 }
