@@ -1,6 +1,8 @@
 #include "morph/autopilot_runner.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -19,23 +21,31 @@ constexpr absl::Duration kPeriod = absl::Seconds(1);
 constexpr absl::Duration kLogEvery = absl::Seconds(10);
 constexpr absl::Duration kLogAgain = absl::Minutes(10);
 
+std::string TextOf(const AutopilotTarget& target) {
+  return absl::StrFormat("%s; p%g of %.3g ms between tokens with %d to %d full layers",
+                         target.enabled ? "on" : "off", target.percentile, target.tpot_ms,
+                         target.k_min, target.k_max);
+}
+
 }  // namespace
 
 AutopilotRunner::AutopilotRunner(Engine* engine, CostSource* costs, MorphController* controller,
                                  LatencyWindow* window, const Clock* clock, Options options,
-                                 const AutopilotTarget& target)
+                                 const AutopilotTarget& settings)
     : engine_(engine),
       costs_(costs),
       controller_(controller),
       window_(window),
       clock_(clock),
       options_(std::move(options)),
+      settings_(settings),
       epoch_(engine->plans().History(PlanPointer::kActive).back().epoch) {
-  MS_CHECK(CheckAutopilotTarget(target, engine->info().layers).ok());
-  window_->SetLength(target.window);
+  MS_CHECK(CheckAutopilotTarget(settings, engine->info().layers).ok());
   {
     MutexLock lock(&mutex_);
-    pilot_.SetTarget(target);
+    standing_ = Restore();
+    window_->SetLength(standing_.target.window);
+    pilot_.SetTarget(standing_.target);
     state_.decision.why = "nothing was decided yet";
     heard_epoch_ = epoch_;
   }
@@ -53,28 +63,84 @@ absl::Status AutopilotRunner::CheckMorphable() const {
       reason::kNotMorphable);
 }
 
+StandingTarget AutopilotRunner::Restore() const {
+  StandingTarget out{.target = settings_};
+  if (options_.target_file.empty() || !CheckMorphable().ok()) return out;
+  auto kept = LoadTarget(options_.target_file, engine_->info().base_id, engine_->info().layers);
+  if (kept.ok()) {
+    MS_LOG(INFO) << "autopilot: the target of " << absl::FormatTime(kept->set_at)
+                 << " holds, from the file of morph.autopilot.target_file; "
+                 << TextOf(kept->target);
+    return *std::move(kept);
+  }
+  if (absl::IsNotFound(kept.status())) return out;
+  out.note = absl::StrFormat("the file of morph.autopilot.target_file was refused: %s",
+                             std::string(kept.status().message()));
+  MS_LOG(WARNING) << "autopilot: the settings hold; " << out.note;
+  return out;
+}
+
+absl::Status AutopilotRunner::Keep(const StandingTarget& standing) const {
+  if (options_.target_file.empty()) {
+    return absl::FailedPreconditionError(
+        "morph.autopilot.target_file is not set; a restart takes the settings");
+  }
+  if (standing.source != TargetSource::kSettings) {
+    return SaveTarget(options_.target_file, standing, engine_->info().base_id);
+  }
+  std::error_code error;
+  std::filesystem::remove(options_.target_file, error);
+  if (!error) return absl::OkStatus();
+  return absl::UnavailableError("the file of morph.autopilot.target_file cannot be removed");
+}
+
 absl::StatusOr<AutopilotState> AutopilotRunner::ChangeTarget(
     const std::function<absl::StatusOr<AutopilotTarget>(const AutopilotTarget& now)>& change) {
   MS_RETURN_IF_ERROR(CheckMorphable());
-  AutopilotState out;
+  MutexLock changing(&changing_);
+  StandingTarget standing{.source = TargetSource::kCall, .set_at = clock_->Now(), .kept = false};
   {
     MutexLock lock(&mutex_);
-    MS_ASSIGN_OR_RETURN(const AutopilotTarget target, change(pilot_.target()));
-    MS_RETURN_IF_ERROR(CheckAutopilotTarget(target, engine_->info().layers));
-    window_->SetLength(target.window);
-    pilot_.SetTarget(target);
-    out = Copy();
+    MS_ASSIGN_OR_RETURN(standing.target, change(standing_.target));
   }
-  MS_LOG(INFO) << absl::StrFormat(
-      "autopilot: %s; p%g of %.3g ms between tokens with %d to %d full layers",
-      out.target.enabled ? "on" : "off", out.target.percentile, out.target.tpot_ms,
-      out.target.k_min, out.target.k_max);
-  return out;
+  MS_RETURN_IF_ERROR(CheckAutopilotTarget(standing.target, engine_->info().layers));
+  return TakeAndKeep(std::move(standing));
+}
+
+absl::StatusOr<AutopilotState> AutopilotRunner::ResetTarget() {
+  MS_RETURN_IF_ERROR(CheckMorphable());
+  MutexLock changing(&changing_);
+  return TakeAndKeep({.target = settings_});
+}
+
+// First it holds, then it is written: a disk that hangs delays the answer and nothing else.
+AutopilotState AutopilotRunner::TakeAndKeep(StandingTarget standing) {
+  {
+    MutexLock lock(&mutex_);
+    standing_ = standing;
+    window_->SetLength(standing_.target.window);
+    pilot_.SetTarget(standing_.target);
+  }
+  const absl::Status kept = Keep(standing);
+  // Without a file the settings are what a restart takes.
+  const bool settings = standing.source == TargetSource::kSettings;
+  standing.kept = kept.ok() || (settings && options_.target_file.empty());
+  if (!standing.kept) standing.note = std::string(kept.message());
+  const std::string text =
+      TextOf(standing.target) + (standing.kept ? "; kept" : "; not kept: ") + standing.note;
+  if (absl::IsUnavailable(kept)) {
+    MS_LOG(WARNING) << "autopilot: " << text;
+  } else {
+    MS_LOG(INFO) << "autopilot: " << text;
+  }
+  MutexLock lock(&mutex_);
+  standing_ = std::move(standing);
+  return Copy();
 }
 
 AutopilotState AutopilotRunner::Copy() const {
   AutopilotState out = state_;
-  out.target = pilot_.target();
+  out.standing = standing_;
   out.cool_down_left = pilot_.cool_down_left(clock_->Now());
   out.barred.assign(pilot_.barred().begin(), pilot_.barred().end());
   return out;

@@ -21,13 +21,14 @@
 #include "morph/controller.h"
 #include "morph/cost_keeper.h"
 #include "morph/latency_window.h"
+#include "morph/standing_target.h"
 #include "morph/verifier.h"
 
 namespace morphserve {
 
 // A copy of all there is to know.
 struct AutopilotState {
-  AutopilotTarget target;
+  StandingTarget standing;
   AutopilotDecision decision;  // The last one.
   absl::Time decided_at = absl::InfinitePast();
   absl::Duration cool_down_left;
@@ -43,25 +44,35 @@ class AutopilotRunner {
     CanaryBounds canary;  // Of the morphs it starts.
     absl::Duration watch;
     std::function<void(const AutopilotState& state)> on_decision;  // In Tick; may be null.
+    std::string target_file;  // Empty: a target that is changed holds until the end.
   };
-  // `target` must be valid.
+  // `settings` must be valid. A target that the file keeps takes its place; a file that is damaged
+  // or of another model is logged, and left as it is until a target is changed.
   AutopilotRunner(Engine* engine, CostSource* costs, MorphController* controller,
                   LatencyWindow* window, const Clock* clock, Options options,
-                  const AutopilotTarget& target);
+                  const AutopilotTarget& settings);
   ~AutopilotRunner();  // Before the controller.
 
   // What is known. FAILED_PRECONDITION / NOT_MORPHABLE on a dense model.
   absl::StatusOr<AutopilotState> State() const;
-  // Takes what `change` makes of the target, and with it forgets every wait. Two calls at a time
-  // come one after the other. Errors of State, of `change` and of CheckAutopilotTarget.
+  // Takes what `change` makes of the target, and with it forgets every wait; then keeps it in the
+  // file. A file that cannot be written is logged and told in the answer, and the target holds all
+  // the same. Two calls at a time come one after the other. Errors of State, of `change` and of
+  // CheckAutopilotTarget.
   absl::StatusOr<AutopilotState> ChangeTarget(
       const std::function<absl::StatusOr<AutopilotTarget>(const AutopilotTarget& now)>& change);
+
+  // Back to the settings, like a change; the file goes. Errors of State.
+  absl::StatusOr<AutopilotState> ResetTarget();
 
   // Often; does something once a second.
   void Tick();
 
  private:
   absl::Status CheckMorphable() const;
+  StandingTarget Restore() const;  // At the start.
+  AutopilotState TakeAndKeep(StandingTarget standing) ABSL_EXCLUSIVE_LOCKS_REQUIRED(changing_);
+  absl::Status Keep(const StandingTarget& standing) const;  // In the file.
   AutopilotState Copy() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   AutopilotInputs Look(const PlanVisit& active);
   void Hear(const MorphEvent& event);
@@ -75,6 +86,7 @@ class AutopilotRunner {
   LatencyWindow* const window_;
   const Clock* const clock_;
   const Options options_;
+  const AutopilotTarget settings_;
   uint64_t subscription_ = 0;
 
   // Tick only.
@@ -87,9 +99,11 @@ class AutopilotRunner {
   absl::Time logged_at_ = absl::InfinitePast();
   AutopilotReason logged_ = AutopilotReason::kOff;
 
+  Mutex changing_;  // Held while the target changes and is written: before mutex_.
   // Never held while the controller is called: its listeners take it.
   mutable Mutex mutex_;
   Autopilot pilot_ ABSL_GUARDED_BY(mutex_);
+  StandingTarget standing_ ABSL_GUARDED_BY(mutex_);   // Its target is the pilot's.
   uint64_t heard_epoch_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the last move by a morph.
   AutopilotState state_ ABSL_GUARDED_BY(mutex_);
 };

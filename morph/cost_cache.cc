@@ -1,7 +1,5 @@
 #include "morph/cost_cache.h"
 
-#include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
@@ -10,6 +8,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/loader/file_reader.h"
 #include "engine/loader/json_text.h"
+#include "morph/replace_file.h"
 
 namespace morphserve {
 namespace {
@@ -89,15 +88,7 @@ std::string PrintCosts(const CostKey& key, const CostModel& model) {
 }
 
 absl::Status SaveCosts(const std::string& path, const CostKey& key, const CostModel& model) {
-  const std::string temporary = path + ".part";
-  std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
-  file << PrintCosts(key, model);
-  file.close();
-  if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    std::remove(temporary.c_str());
-    return absl::UnavailableError("the file of morph.cost_cache cannot be written");
-  }
-  return absl::OkStatus();
+  return ReplaceFile(path, PrintCosts(key, model), "the file of morph.cost_cache");
 }
 
 }  // namespace morphserve

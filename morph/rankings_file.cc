@@ -1,9 +1,6 @@
 #include "morph/rankings_file.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -14,6 +11,7 @@
 #include "engine/loader/json_text.h"
 #include "engine/model/branches_lists.h"
 #include "engine/model/stored_plans.h"
+#include "morph/replace_file.h"
 
 namespace morphserve {
 namespace {
@@ -125,20 +123,9 @@ absl::StatusOr<RankingLists> LoadRankings(const std::string& path, const Ranking
   return ParseRankings(text, key, layers);
 }
 
-// The file beside it is complete on the disk before it takes the name.
 absl::Status SaveRankings(const std::string& path, const RankingsKey& key,
                           const RankingLists& lists) {
-  const std::string temporary = path + ".part";
-  const std::string text = PrintRankings(key, lists);
-  std::FILE* const file = std::fopen(temporary.c_str(), "wb");
-  bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size() &&
-                 std::fflush(file) == 0 && ::fsync(::fileno(file)) == 0;
-  if (file != nullptr) written = std::fclose(file) == 0 && written;
-  if (!written || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    std::remove(temporary.c_str());
-    return absl::UnavailableError("the file of morph.rankings_file cannot be written");
-  }
-  return absl::OkStatus();
+  return ReplaceFile(path, PrintRankings(key, lists), "the file of morph.rankings_file");
 }
 
 }  // namespace morphserve

@@ -19,6 +19,21 @@ void WriteDuration(absl::Duration from, google::protobuf::Duration* out) {
   out->set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
 }
 
+void WriteTime(absl::Time from, google::protobuf::Timestamp* out) {
+  const int64_t ns = absl::ToUnixNanos(from);
+  out->set_seconds(ns / 1'000'000'000);
+  out->set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
+}
+
+v1::AutopilotTargetSource SourceOf(TargetSource source) {
+  switch (source) {
+    case TargetSource::kSettings: return v1::AUTOPILOT_TARGET_SOURCE_SETTINGS;
+    case TargetSource::kCall: return v1::AUTOPILOT_TARGET_SOURCE_CALL;
+    case TargetSource::kFile: return v1::AUTOPILOT_TARGET_SOURCE_FILE;
+  }
+  return v1::AUTOPILOT_TARGET_SOURCE_UNSPECIFIED;
+}
+
 void ReadDuration(const char* field, const google::protobuf::Duration& from, double most,
                   FaultList* faults, absl::Duration* out) {
   const double seconds =
@@ -126,9 +141,34 @@ absl::StatusOr<AutopilotTarget> ReadAutopilot(const v1::SetAutopilotRequest& req
   return out;
 }
 
+absl::Status CheckReset(const v1::SetAutopilotRequest& request) {
+  v1::SetAutopilotRequest rest = request;
+  rest.clear_model();
+  rest.clear_reset();
+  if (rest.ByteSizeLong() == 0) return absl::OkStatus();
+  FaultList faults;
+  faults.Add("reset", "is set, and so is another change");
+  return faults.ToStatus();
+}
+
+v1::StandingTarget WriteStanding(const StandingTarget& standing) {
+  v1::StandingTarget out;
+  WriteTarget(standing.target, out.mutable_target());
+  v1::AutopilotTargetOrigin* origin = out.mutable_origin();
+  origin->set_source(SourceOf(standing.source));
+  if (standing.source != TargetSource::kSettings) {
+    WriteTime(standing.set_at, origin->mutable_set_at());
+  }
+  origin->set_kept(standing.kept);
+  origin->set_note(standing.note);
+  return out;
+}
+
 v1::AutopilotState WriteAutopilot(const AutopilotState& state) {
   v1::AutopilotState out;
-  WriteTarget(state.target, out.mutable_target());
+  v1::StandingTarget standing = WriteStanding(state.standing);
+  out.mutable_target()->Swap(standing.mutable_target());
+  out.mutable_origin()->Swap(standing.mutable_origin());
   WriteDuration(state.cool_down_left, out.mutable_cool_down_left());
   out.set_last_morph_id(state.last_morph_id);
   for (const int32_t k : state.barred) out.add_barred_full_layers(static_cast<uint32_t>(k));
@@ -137,9 +177,7 @@ v1::AutopilotState WriteAutopilot(const AutopilotState& state) {
   out.set_decision(decision.acts() ? v1::AUTOPILOT_DECISION_MORPH : v1::AUTOPILOT_DECISION_STAY);
   out.set_reason(AutopilotReasonName(decision.reason));
   out.set_message(decision.why);
-  const int64_t ns = absl::ToUnixNanos(state.decided_at);
-  out.mutable_at()->set_seconds(ns / 1'000'000'000);
-  out.mutable_at()->set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
+  WriteTime(state.decided_at, out.mutable_at());
   *out.mutable_plan() = MakePlanRef(state.active);
   if (decision.acts()) out.set_to_full_layers(static_cast<uint32_t>(decision.k));
   if (decision.acts() && decision.predicted_ms.has_value()) {

@@ -17,6 +17,10 @@ absl::StatusOr<AutopilotTarget> AutopilotTargetOf(const ServerConfig& config, in
 absl::StatusOr<AutopilotTarget> ReadAutopilot(const v1::SetAutopilotRequest& request,
                                               const AutopilotTarget& now, int32_t layers);
 
+// FIELD_INVALID when a request to go back to the settings asks for anything else.
+absl::Status CheckReset(const v1::SetAutopilotRequest& request);
+
+v1::StandingTarget WriteStanding(const StandingTarget& standing);
 v1::AutopilotState WriteAutopilot(const AutopilotState& state);
 
 }  // namespace morphserve

@@ -38,7 +38,8 @@ void ServerMetrics::OnAutopilot(const AutopilotState& state) {
     families_->autopilot_in_state[i]->Set(StateOf(reason) == i ? 1 : 0);
   }
   families_->autopilot_measured.Set(state.measured.gap_ms / 1000);
-  families_->autopilot_target.Set(state.target.enabled ? state.target.tpot_ms / 1000 : 0);
+  families_->autopilot_target.Set(
+      state.standing.target.enabled ? state.standing.target.tpot_ms / 1000 : 0);
 }
 
 void ServerMetrics::OnMorph(const MorphEvent& event) {

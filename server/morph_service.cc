@@ -20,11 +20,24 @@ namespace {
 
 constexpr char kService[] = "morphserve.v1.Morph";
 
-v1::ListPlansResponse ListPlansOf(Engine* engine) {
+v1::ListPlansResponse ListPlansOf(const ServedModel& model) {
   v1::ListPlansResponse out;
-  FillPlans(*engine, out.mutable_plans());
-  FillPointers(engine, out.mutable_pointers());
+  FillPlans(*model.engine, out.mutable_plans());
+  FillPointers(model.engine, out.mutable_pointers());
+  const absl::StatusOr<AutopilotState> autopilot = model.autopilot->State();
+  if (autopilot.ok()) *out.mutable_autopilot() = WriteStanding(autopilot->standing);
   return out;
+}
+
+absl::StatusOr<AutopilotState> ChangeAutopilot(const ServedModel& model,
+                                               const v1::SetAutopilotRequest& message) {
+  if (message.reset()) {
+    MS_RETURN_IF_ERROR(CheckReset(message));
+    return model.autopilot->ResetTarget();
+  }
+  const int32_t layers = model.engine->info().layers;
+  return model.autopilot->ChangeTarget(
+      [&](const AutopilotTarget& now) { return ReadAutopilot(message, now, layers); });
 }
 
 v1::GetActivePlanResponse ActivePlanOf(Engine* engine) {
@@ -144,10 +157,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* MorphService::Stream(
 grpc::ServerUnaryReactor* MorphService::ListPlans(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  return Serve<v1::ListPlansRequest>(
+  return ServeLater<v1::ListPlansRequest>(
       context, request, response, "ListPlans", Scope::kRead,
-      [](Engine* engine, const v1::ListPlansRequest&) -> absl::StatusOr<v1::ListPlansResponse> {
-        return ListPlansOf(engine);
+      [](const ServedModel& model, const v1::ListPlansRequest&, UnaryReactor* reactor) {
+        reactor->Answer(ListPlansOf(model));
       });
 }
 
@@ -227,9 +240,7 @@ grpc::ServerUnaryReactor* MorphService::SetAutopilot(grpc::CallbackServerContext
   return ServeLater<v1::SetAutopilotRequest>(
       context, request, response, "SetAutopilot", Scope::kMorph,
       [](const ServedModel& model, const v1::SetAutopilotRequest& message, UnaryReactor* reactor) {
-        const int32_t layers = model.engine->info().layers;
-        const absl::StatusOr<AutopilotState> state = model.autopilot->ChangeTarget(
-            [&](const AutopilotTarget& now) { return ReadAutopilot(message, now, layers); });
+        const absl::StatusOr<AutopilotState> state = ChangeAutopilot(model, message);
         if (!state.ok()) return reactor->Fail(state.status());
         v1::SetAutopilotResponse answer;
         *answer.mutable_state() = WriteAutopilot(*state);

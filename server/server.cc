@@ -417,6 +417,7 @@ void Server::Impl::StartMorphing(const AutopilotTarget& target) {
   AutopilotRunner::Options as_operators;
   as_operators.canary = {.prompts = config.morph.canary_prompts, .kl_max = config.morph.kl_max};
   as_operators.watch = absl::Seconds(config.morph.watch_s);
+  as_operators.target_file = config.morph.autopilot.target_file;
   as_operators.on_decision = [this](const AutopilotState& now) { metrics.OnAutopilot(now); };
   autopilot = std::make_unique<AutopilotRunner>(engine.get(), costs.get(), morph.get(), &latencies,
                                                 clock, std::move(as_operators), target);

@@ -161,6 +161,8 @@ std::vector<std::string> ValidateConfig(const ServerConfig& config) {
   CheckActivePlan(config, &problems);
   need(config.morph.rankings_file.empty() || !config.model.branches.empty(),
        "morph.rankings_file is set; without model.branches there are no layers to rank");
+  need(config.morph.autopilot.target_file.empty() || !config.model.branches.empty(),
+       "morph.autopilot.target_file is set; without model.branches there is nothing to morph");
   CheckAutopilot(config, &problems);
   need(config.model.weights_dtype != "f32" || config.cache.kv_dtype == "auto" ||
            config.cache.kv_dtype == "f32",

@@ -123,6 +123,7 @@ struct ServerConfig {
       double hysteresis = 0;
       double quality_min = 0;
       int32_t samples_min = 0;
+      std::string target_file;
     } autopilot;
   } morph;
 

@@ -202,6 +202,10 @@ constexpr SettingField kTable[] = {
     {"morph.autopilot.samples_min", Kind::kCount, "200", 1, 1e6, "",
      "times between tokens that the window must hold before it acts",
      MS_AT(morph.autopilot.samples_min)},
+    {"morph.autopilot.target_file", Kind::kPath, "", 0, 0, "",
+     "file that keeps a target set while serving over restarts, where it takes the place of the "
+     "settings above; unset: it holds until the server ends",
+     MS_AT(morph.autopilot.target_file)},
     {"guard.state_every_tokens", Kind::kCount, "256", 0, 1e6, "",
      "states are searched for values that are not finite this often; 0: only before they are kept",
      MS_AT(guard.state_every_tokens)},

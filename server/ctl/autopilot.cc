@@ -10,6 +10,7 @@
 #include "morphserve/v1/morph.grpc.pb.h"
 #include "server/ctl/commands.h"
 #include "server/ctl/message_json.h"
+#include "server/ctl/standing_target.h"
 #include "server/ctl/terminal.h"
 
 namespace morphserve::ctl {
@@ -20,7 +21,7 @@ struct Flags {
   double quality_min = -1;
   int min_full = -1, max_full = -1;
   uint64_t samples_min = 0;
-  bool on = false, off = false;
+  bool on = false, off = false, reset = false;
 };
 
 constexpr char kHelp[] = R"(Examples:
@@ -28,8 +29,9 @@ constexpr char kHelp[] = R"(Examples:
   morphctl autopilot --tpot-ms 12                  keep 12 ms between tokens from now on
   morphctl autopilot --min-full 6 --max-full 20    with six to twenty full layers
   morphctl autopilot --off                         stop; what serves stays
+  morphctl autopilot --reset                       back to the settings morph.autopilot.*
 
-It changes the running server only; the settings morph.autopilot.* hold at its next start.)";
+What it sets outlives a restart where the server has a morph.autopilot.target_file.)";
 
 google::protobuf::Duration DurationOf(double seconds) {
   google::protobuf::Duration out;
@@ -56,18 +58,14 @@ bool Fill(const Flags& flags, v1::SetAutopilotRequest* request) {
   if (flags.samples_min > 0) request->set_samples_min(flags.samples_min);
   if (flags.off) request->set_enabled(false);
   if (flags.on || (flags.tpot_ms > 0 && !flags.off)) request->set_enabled(true);
+  request->set_reset(flags.reset);
   return request->ByteSizeLong() != before;
 }
 
 void Print(const v1::AutopilotState& state) {
   const v1::AutopilotTarget& t = state.target();
-  if (t.tpot_ms() > 0) {
-    std::printf("target    %s; p%g of %.3g ms between tokens, %d to %d full layers, quality %g\n",
-                t.enabled() ? "on" : "off", t.percentile(), t.tpot_ms(), t.full_layers_min(),
-                t.full_layers_max(), t.quality_min());
-  } else {
-    std::printf("target    none\n");
-  }
+  std::printf("target    %s\n", TargetText(t).c_str());
+  std::printf("source    %s\n", OriginText(state.origin()).c_str());
   std::printf("timing    window %g s, cool-down %g s, hysteresis %g, %d samples\n",
               Seconds(t.window()), Seconds(t.cool_down()), t.hysteresis(),
               static_cast<int>(t.samples_min()));
@@ -148,7 +146,11 @@ void RegisterAutopilot(CLI::App* app, Context* context) {
   autopilot->add_option("--quality-min", flags->quality_min, "least stored quality of a plan");
   autopilot->add_option("--samples-min", flags->samples_min, "times that the window must hold");
   CLI::Option* on = autopilot->add_flag("--on", flags->on, "with the target that it has");
-  autopilot->add_flag("--off", flags->off, "stop; what serves stays")->excludes(on);
+  CLI::Option* off =
+      autopilot->add_flag("--off", flags->off, "stop; what serves stays")->excludes(on);
+  autopilot->add_flag("--reset", flags->reset, "back to the server's settings")
+      ->excludes(on)
+      ->excludes(off);
   autopilot->footer(kHelp);
   autopilot->callback([=] { context->run = [=] { return Run(context, *flags); }; });
 }

@@ -13,6 +13,7 @@
 #include "morphserve/v1/morph.grpc.pb.h"
 #include "server/ctl/commands.h"
 #include "server/ctl/message_json.h"
+#include "server/ctl/standing_target.h"
 #include "server/ctl/terminal.h"
 
 namespace morphserve::ctl {
@@ -93,6 +94,10 @@ int PrintPlans(const v1::ListPlansResponse& response, const PlanFlags& flags) {
                     PointersTo(plan.plan_id(), response.pointers())});
   }
   std::fputs(RenderTable(rows).c_str(), stdout);
+  if (response.has_autopilot()) {
+    std::printf("autopilot: %s; from %s\n", TargetText(response.autopilot().target()).c_str(),
+                OriginText(response.autopilot().origin()).c_str());
+  }
   return kExitOk;
 }
 

@@ -326,7 +326,9 @@ def test_morphctl_shows_and_uses_plans(hybrid):
         assert "cached_tokens" in line["usage"]
     assert used["full"] == used["highest"] != used["8"]
     table = ctl("plans", "--context", 8192).stdout
-    rows = {row.split()[0]: row for row in table.splitlines()[1:]}
+    *table_rows, autopilot = table.splitlines()[1:]
+    rows = {row.split()[0]: row for row in table_rows}
+    assert autopilot == "autopilot: none; from settings"
     assert set(used.values()) <= set(rows)
     assert "F" * 30 in rows[used["full"]] and "active" in rows[used["full"]]
     assert "memory at 8192" in table

@@ -6,11 +6,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <map>
 #include <thread>
 
 #include "engine/reasons.h"
 #include "morph/reasons.h"
+#include "tests/loader/temp_folder.h"
 #include "tests/morph/fakes.h"
 
 namespace morphserve {
@@ -43,6 +45,7 @@ class Runner : public testing::Test {
     AutopilotRunner::Options options;
     options.canary = {.prompts = 8, .kl_max = 0.1};
     options.watch = watch_;
+    options.target_file = target_file_;
     options.on_decision = [this](const AutopilotState& state) { ++told_[state.decision.reason]; };
     runner_ = std::make_unique<AutopilotRunner>(&engine_, &costs_, controller_.get(), &window_,
                                                 &clock_, options, target_);
@@ -63,6 +66,15 @@ class Runner : public testing::Test {
       clock_.Advance(absl::Seconds(1));
       runner_->Tick();
     }
+  }
+  // The target after a change.
+  StandingTarget Change(const std::function<void(AutopilotTarget*)>& change) {
+    const auto state = runner_->ChangeTarget([&](AutopilotTarget now) {
+      change(&now);
+      return absl::StatusOr<AutopilotTarget>(now);
+    });
+    EXPECT_TRUE(state.ok()) << state.status();
+    return state.ok() ? state->standing : StandingTarget{};
   }
   AutopilotState State() { return *runner_->State(); }
   Reason Last() { return State().decision.reason; }
@@ -112,6 +124,7 @@ class Runner : public testing::Test {
   WatchGaps gaps_;
   AutopilotTarget target_;
   absl::Duration watch_ = absl::ZeroDuration();
+  std::string target_file_;
   Mutex mutex_;
   CondVar heard_;
   std::vector<MorphEvent> events_ ABSL_GUARDED_BY(mutex_);
@@ -274,10 +287,81 @@ TEST_F(Runner, TheTargetChangesLiveAndIsChecked) {
     return absl::StatusOr<AutopilotTarget>(now);
   });
   ASSERT_TRUE(good.ok()) << good.status();
-  EXPECT_TRUE(good->target.enabled);
+  EXPECT_TRUE(good->standing.target.enabled);
   Serve(1, 5000);
   const MorphEvent end = WaitForEnd(State().last_morph_id);
   EXPECT_EQ(end.to.plan->full_layers(), 3);
+}
+
+TEST_F(Runner, ATargetThatWasSetOutlivesARestart) {
+  const TempFolder folder;
+  target_file_ = folder.Path("target.json");
+  const auto restart = [&] {
+    runner_.reset();
+    Begin();
+    return State().standing;
+  };
+  Begin();
+  EXPECT_EQ(State().standing.source, TargetSource::kSettings);
+  EXPECT_TRUE(State().standing.kept);
+  const auto set = Change([](AutopilotTarget* now) { now->tpot_ms = 7; });
+  EXPECT_EQ(set.source, TargetSource::kCall);
+  EXPECT_TRUE(set.kept) << set.note;
+  clock_.Advance(absl::Hours(1));
+  StandingTarget back = restart();
+  EXPECT_EQ(back.source, TargetSource::kFile);
+  EXPECT_EQ(back.set_at, set.set_at);
+  EXPECT_EQ(back.target.tpot_ms, 7);
+  EXPECT_EQ(back.target.window, absl::Seconds(12)) << "of the settings of then";
+  // Switched off, it stays off, whatever the settings say.
+  Change([](AutopilotTarget* now) { now->enabled = false; });
+  EXPECT_FALSE(restart().target.enabled);
+  Serve(1, 1000);
+  EXPECT_EQ(Last(), Reason::kOff);
+  const auto reset = runner_->ResetTarget();
+  ASSERT_TRUE(reset.ok()) << reset.status();
+  EXPECT_EQ(reset->standing.source, TargetSource::kSettings);
+  EXPECT_EQ(reset->standing.target.tpot_ms, 10.2);
+  EXPECT_EQ(restart().source, TargetSource::kSettings);
+  EXPECT_TRUE(State().standing.target.enabled);
+}
+
+TEST_F(Runner, AFileOfAnotherModelIsRefusedAndReplacedByTheNextTarget) {
+  const TempFolder folder;
+  target_file_ = folder.Path("target.json");
+  StandingTarget other{.target = target_};
+  other.target.tpot_ms = 3;
+  other.set_at = clock_.Now();
+  ASSERT_EQ(SaveTarget(target_file_, other, "another"), absl::OkStatus());
+  Begin();
+  EXPECT_EQ(State().standing.source, TargetSource::kSettings);
+  EXPECT_EQ(State().standing.target.tpot_ms, 10.2);
+  EXPECT_THAT(State().standing.note, HasSubstr("was refused"));
+  EXPECT_TRUE(std::filesystem::exists(target_file_)) << "whoever put it there may want it";
+  EXPECT_EQ(Change([](AutopilotTarget* now) { now->tpot_ms = 7; }).note, "");
+  runner_.reset();
+  Begin();
+  EXPECT_EQ(State().standing.target.tpot_ms, 7);
+}
+
+TEST_F(Runner, ATargetThatCannotBeKeptHoldsAndSaysSo) {
+  Begin();
+  StandingTarget set = Change([](AutopilotTarget* now) { now->tpot_ms = 7; });
+  EXPECT_FALSE(set.kept);
+  EXPECT_THAT(set.note, HasSubstr("morph.autopilot.target_file is not set"));
+  const auto reset = runner_->ResetTarget();
+  EXPECT_TRUE(reset->standing.kept) << "the settings are what a restart takes";
+  EXPECT_EQ(reset->standing.note, "");
+
+  const TempFolder folder;
+  target_file_ = folder.Path("no/target.json");
+  runner_.reset();
+  Begin();
+  set = Change([](AutopilotTarget* now) { now->tpot_ms = 8; });
+  EXPECT_FALSE(set.kept);
+  EXPECT_THAT(set.note, HasSubstr("cannot be written"));
+  EXPECT_EQ(State().standing.target.tpot_ms, 8);
+  EXPECT_FALSE(State().standing.kept);
 }
 
 TEST_F(Runner, ARefusedMorphIsToldAndWaits) {

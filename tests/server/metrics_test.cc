@@ -78,8 +78,8 @@ TEST(Metrics, EveryRowOfTheTableIsShownAndNothingElse) {
 TEST(Metrics, TheAutopilotsDecisionsAndState) {
   ServerMetrics metrics;
   AutopilotState state;
-  state.target.enabled = true;
-  state.target.tpot_ms = 12;
+  state.standing.target.enabled = true;
+  state.standing.target.tpot_ms = 12;
   state.measured.gap_ms = 20;
   state.decision.reason = AutopilotReason::kTooSlow;
   metrics.OnAutopilot(state);

@@ -379,6 +379,10 @@ TEST(MorphService, TheStandingTargetIsShownAndChangedLive) {
     r->set_samples_min(50);
   };
   ASSERT_EQ(set(all, &state), "");
+  EXPECT_EQ(state.origin().source(), v1::AUTOPILOT_TARGET_SOURCE_CALL);
+  EXPECT_TRUE(state.origin().has_set_at());
+  EXPECT_FALSE(state.origin().kept());
+  EXPECT_THAT(state.origin().note(), HasSubstr("morph.autopilot.target_file is not set"));
   grpc::ClientContext context;
   v1::GetAutopilotResponse shown;
   ASSERT_TRUE(fixture.stub().GetAutopilot(&context, {}, &shown).ok());
@@ -398,7 +402,11 @@ TEST(MorphService, TheStandingTargetIsShownAndChangedLive) {
   ASSERT_EQ(set([](auto* r) { r->set_enabled(false); }, &state), "");
   EXPECT_FALSE(state.target().enabled());
   EXPECT_EQ(state.target().tpot_ms(), 12.5) << "absent fields stay";
-
+  grpc::ClientContext list_context;
+  v1::ListPlansResponse listed;
+  ASSERT_TRUE(fixture.stub().ListPlans(&list_context, {}, &listed).ok());
+  EXPECT_EQ(listed.autopilot().target().SerializeAsString(), state.target().SerializeAsString());
+  EXPECT_EQ(listed.autopilot().origin().SerializeAsString(), state.origin().SerializeAsString());
   for (const auto& bad : std::vector<std::function<void(v1::SetAutopilotRequest*)>>{
            [](auto* r) { r->set_tpot_ms(0); }, [](auto* r) { r->set_percentile(49); },
            [](auto* r) { r->set_full_layers_max(4); }, [](auto* r) { r->set_full_layers_min(3); },
@@ -410,6 +418,16 @@ TEST(MorphService, TheStandingTargetIsShownAndChangedLive) {
     bad(&request);
     EXPECT_EQ(set(bad, &state), "FIELD_INVALID") << request.ShortDebugString();
   }
+  const auto reset_and_more = [](auto* r) {
+    r->set_reset(true);
+    r->set_enabled(false);
+  };
+  EXPECT_EQ(set(reset_and_more, &state), "FIELD_INVALID");
+  ASSERT_EQ(set([](auto* r) { r->set_reset(true); }, &state), "");
+  EXPECT_EQ(state.target().tpot_ms(), 0) << "as the settings";
+  EXPECT_EQ(state.origin().source(), v1::AUTOPILOT_TARGET_SOURCE_SETTINGS);
+  EXPECT_FALSE(state.origin().has_set_at());
+  EXPECT_TRUE(state.origin().kept());
 }
 
 TEST(MorphService, ADenseModelHasNoAutopilot) {
@@ -419,6 +437,10 @@ TEST(MorphService, ADenseModelHasNoAutopilot) {
   v1::SetAutopilotResponse set;
   EXPECT_EQ(ReasonIn(fixture.stub().GetAutopilot(&get_context, {}, &shown)), "NOT_MORPHABLE");
   EXPECT_EQ(ReasonIn(fixture.stub().SetAutopilot(&set_context, {}, &set)), "NOT_MORPHABLE");
+  grpc::ClientContext list_context;
+  v1::ListPlansResponse listed;
+  ASSERT_TRUE(fixture.stub().ListPlans(&list_context, {}, &listed).ok());
+  EXPECT_FALSE(listed.has_autopilot());
 }
 
 TEST(MorphService, OrdersAreChecked) {
