@@ -67,4 +67,15 @@ __device__ inline void BulkCopy(void* to, const void* from, uint32_t bytes, uint
   BulkCopyTo(SharedAddress(to), from, bytes, barrier);
 }
 
+// From shared memory, after FenceSharedProxies and a barrier.
+__device__ inline void BulkCopyFrom(void* to, uint32_t from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from),
+               "r"(bytes)
+               : "memory");
+}
+// Until this thread's copies from shared memory have read it, so that it may be written again.
+__device__ inline void WaitForCopiesFrom() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
 }  // namespace morphserve::kernels::cuda

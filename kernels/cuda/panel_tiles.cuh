@@ -18,33 +18,54 @@ __device__ inline uint32_t PieceAddress(uint32_t tile, int row, int piece) {
                                       ((piece % 8) ^ (row % 8)) * 16);
 }
 
+// The same for row `row` + `lane_row`, where `row` is a multiple of 8, and piece 2 k +
+// `lane_piece`. In this order of the sums addresses differ by numbers that are known before the
+// kernel runs.
+template <int kRows = 64>
+__device__ inline uint32_t LanePieceAddress(uint32_t tile, int row, int lane_row, int k,
+                                            int lane_piece) {
+  const int own = lane_row * kPanelRowBytes + (lane_piece ^ lane_row % 8) * 16;
+  return tile + static_cast<uint32_t>(own ^ k % 4 * 32) +
+         static_cast<uint32_t>((k / 4 * kRows + row) * kPanelRowBytes);
+}
+
+// threadIdx.x - `first`, of 1024 at most, such that the compiler does not know it again: addresses
+// that a loop makes of it are not kept in registers from one round to the next.
+__device__ inline int OpaqueThread(int first = 0) {
+  int thread = static_cast<int>(threadIdx.x) - first;
+  asm volatile("" : "+r"(thread));
+  return thread & 1023;
+}
+// The lane that the loads below go by, where they are given no other.
+__device__ inline int OwnLane() { return static_cast<int>(threadIdx.x) % kWarp; }
+
 // A [16][16]: rows from `row` on, columns of step `k`.
-__device__ inline void LoadRowsA(uint32_t (&a)[4], uint32_t tile, int row, int k) {
-  const int lane = threadIdx.x % kWarp;
-  LoadMatrices(a, PieceAddress(tile, row + lane % 16, k * 2 + lane / 16));
+__device__ inline void LoadRowsA(uint32_t (&a)[4], uint32_t tile, int row, int k,
+                                 int lane = OwnLane()) {
+  LoadMatrices(a, LanePieceAddress(tile, row, lane % 16, k, lane / 16));
 }
 
 // A [16][16] of the tile's transpose: its columns of step `m`, rows of step `k`.
-__device__ inline void LoadColumnsA(uint32_t (&a)[4], uint32_t tile, int m, int k) {
-  const int lane = threadIdx.x % kWarp;
-  LoadMatricesTransposed(
-      a, PieceAddress(tile, k * 16 + lane / 16 * 8 + lane % 8, m * 2 + lane / 8 % 2));
+__device__ inline void LoadColumnsA(uint32_t (&a)[4], uint32_t tile, int m, int k,
+                                    int lane = OwnLane()) {
+  LoadMatricesTransposed(a,
+                         LanePieceAddress(tile, k * 16, lane / 16 * 8 + lane % 8, m, lane / 8 % 2));
 }
 
 // B of a product with the tile's transpose, for 16 rows from `row` on and the columns of step `k`:
 // registers 0, 1 are those of the first 8 rows, 2, 3 of the others.
-__device__ inline void LoadRowsB(uint32_t (&b)[4], uint32_t tile, int row, int k) {
-  const int lane = threadIdx.x % kWarp;
-  LoadMatrices(b, PieceAddress(tile, row + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+__device__ inline void LoadRowsB(uint32_t (&b)[4], uint32_t tile, int row, int k,
+                                 int lane = OwnLane()) {
+  LoadMatrices(b, LanePieceAddress(tile, row, lane / 16 * 8 + lane % 8, k, lane / 8 % 2));
 }
 
 // B of a product with the tile, for 16 rows from `row` on and the 16 columns of step `n`: registers
 // 0, 1 are those of the first 8 columns.
 template <int kRows = 64>
-__device__ inline void LoadColumnsB(uint32_t (&b)[4], uint32_t tile, int row, int n) {
-  const int lane = threadIdx.x % kWarp;
+__device__ inline void LoadColumnsB(uint32_t (&b)[4], uint32_t tile, int row, int n,
+                                    int lane = OwnLane()) {
   LoadMatricesTransposed(
-      b, PieceAddress<kRows>(tile, row + lane / 8 % 2 * 8 + lane % 8, n * 2 + lane / 16));
+      b, LanePieceAddress<kRows>(tile, row, lane / 8 % 2 * 8 + lane % 8, n, lane / 16));
 }
 
 __device__ inline void StorePiece(uint32_t address, const uint4& piece) {

@@ -1,8 +1,8 @@
 // Decode rows of the recurrent mixer, one launch a layer: a block takes one row and one head. Each
 // warp has rows of the state of its own, which bulk copies bring to shared memory while the
 // convolution, the norms and the gates are done: three blocks of an SM keep enough bytes under way.
-// Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200, 2026-11-27: 0.68 at 64
-// x 32 heads x 128; one row of 9 x 64 takes 4.5 us (tests/bench/gpu/RESULTS.md).
+// Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200, 2026-11-27: 0.88 at 64
+// x 32 heads x 128; one row of 9 x 64 takes 4.2 us (tests/bench/gpu/RESULTS.md).
 #include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/bulk_prefetch.cuh"
 #include "kernels/cuda/error.h"
@@ -104,14 +104,14 @@ struct StateBatch {
       Store(InSlot<float>(args.slot_base, copy.slot, 0) + of_head, first, args.shape.head_dim);
     }
   }
-  __device__ bool IsAllFinite() const {
-    bool finite = true;
+  // As the function of one vector does.
+  __device__ float SameIfFinite(float sum) const {
 #pragma unroll
     for (int i = 0; i < Shape::kRows; ++i) {
 #pragma unroll
-      for (int v = 0; v < Rows::kVectors; ++v) finite = finite && IsFinite(s[i][v]);
+      for (int v = 0; v < Rows::kVectors; ++v) sum = cuda::SameIfFinite(s[i][v], sum);
     }
-    return finite;
+    return sum;
   }
 };
 
@@ -349,8 +349,8 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
     __syncthreads();  // And rotated.
   }
   const QueryAndKey<kPad> qk(args, x);
-  bool finite = true;
-#pragma unroll 1  // More loads ahead would spill.
+  float zero = 0;  // While the state is finite.
+#pragma unroll 1   // More loads ahead would spill.
   for (int b = 0; b < Shape::kBatches; ++b) {
     const int at = first + b * Shape::kBatch;
     StateBatch<kPad, kExact> batch;
@@ -368,11 +368,11 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
                              args.kind == RecurrentKind::kGatedDelta);
     if (threadIdx.x % Step::kLanesPerRow == 0) outputs[own] = args.scale * o;
     batch.StoreCopies(args, segment, of_head, at);
-    finite = finite && batch.IsAllFinite();
+    zero = batch.SameIfFinite(zero);
   }
   __syncthreads();  // All of the head's outputs are there.
-  finite = StoreOutputs(args, outputs, of_thread, out) && finite;
-  if (!finite && args.nonfinite != nullptr) args.nonfinite[blockIdx.y] = 1;
+  if (!StoreOutputs(args, outputs, of_thread, out)) zero = 1;
+  if (zero != 0 && args.nonfinite != nullptr) args.nonfinite[blockIdx.y] = 1;
 }
 
 template <int kPad, bool kExact, int kTaps>

@@ -31,12 +31,17 @@ auto WithPaddedDim(int32_t head_dim, F&& f) {
 
 // Segments of one row, from the inputs to the outputs, but without the norm over all heads.
 absl::Status LaunchRecurrentDecode(const RecurrentWork& work, void* stream);
-// Segments of more rows, outputs before the norm, in the chunked form: what each chunk needs, and
-// the walk over the chunks.
+// Segments of more rows in the chunked form, with norm and gate where the norm is each head's own:
+// what each chunk needs, and the walk over the chunks.
 absl::Status LaunchRecurrentChunks(const RecurrentWork& work, const ChunkParts& parts,
                                    void* stream);
 absl::Status LaunchRecurrentChunkScan(const RecurrentWork& work, const ChunkParts& parts,
                                       void* stream);
+// Both in one, and whether they should be: a block a head fills the device, and no more of the
+// segments may be decode rows than there is room for them to be long.
+constexpr int64_t kManyHeads = 96;
+bool ChunksAreFused(const RecurrentWork& work);
+absl::Status LaunchRecurrentFused(const RecurrentWork& work, void* stream);
 // And token by token: prepared q, k, v and gates, and the recurrence.
 absl::Status LaunchRecurrentFeatures(const RecurrentWork& work, void* stream);
 absl::Status LaunchRecurrentScan(const RecurrentWork& work, void* stream);

@@ -62,8 +62,9 @@ bool IsChunked(const RecurrentMixerArgs& args) {
          (args.kind == RecurrentKind::kLightning || args.qk_norm == QkNorm::kL2);
 }
 
-// Segments of more than one row, up to the outputs before the norm.
+// Segments of more than one row, in chunks.
 absl::Status LaunchChunked(const RecurrentWork& work, Stream stream) {
+  if (ChunksAreFused(work)) return LaunchRecurrentFused(work, StreamOf(stream));
   const SlotShape& shape = work.args.shape;
   const int64_t elements = work.places * shape.heads * PaddedDim(shape.head_dim);
   auto* const base = reinterpret_cast<__nv_bfloat16*>(work.args.workspace);
@@ -72,13 +73,14 @@ absl::Status LaunchChunked(const RecurrentWork& work, Stream stream) {
                             .q = base + 2 * elements,
                             .k = base + 3 * elements,
                             .p = base + 4 * elements,
-                            .decay = reinterpret_cast<float*>(
+                            .factors = reinterpret_cast<float*>(
                                 base + 4 * elements + work.places * shape.heads * kChunkTokens),
                             .places = work.places};
   absl::Status status = LaunchRecurrentChunks(work, parts, StreamOf(stream));
   if (status.ok()) status = LaunchRecurrentChunkScan(work, parts, StreamOf(stream));
   return status;
 }
+// And token by token, up to the outputs before the norm.
 absl::Status LaunchByToken(RecurrentWork work, Stream stream) {
   const SlotShape& shape = work.args.shape;
   work.features = reinterpret_cast<float*>(work.args.workspace);
@@ -126,7 +128,8 @@ absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream) {
     }
     if (status.ok()) status = LaunchRecurrentRemember(work, StreamOf(stream));
   }
-  if (status.ok() && (has_chunks || !args.per_head_norm)) {
+  const bool is_finished = args.per_head_norm && (!has_chunks || IsChunked(args));
+  if (status.ok() && !is_finished) {
     status = LaunchRecurrentFinish(work, StreamOf(stream));
   }
   return status;

@@ -170,12 +170,23 @@ __device__ inline float2 GatesOf(const RecurrentMixerArgs& args, int64_t row, in
   return {expf(gates.x), gates.y};
 }
 
+// 1 / (1 + e^-x) by approximations whose error is that of a few last bits.
+__device__ inline float ApproximateSigmoid(float x) {
+  float power, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+  return inverse;
+}
+
 // Step 4 for one value, `inverse` being that of the root mean square.
+__device__ inline float Finished(OutputGate gate, float o, float inverse, float weight, float z) {
+  const float sigmoid = ApproximateSigmoid(z);
+  return o * inverse * weight * (gate == OutputGate::kSilu ? z * sigmoid : sigmoid);
+}
 __device__ inline float Finished(const RecurrentMixerArgs& args, int64_t row, int64_t i, float o,
                                  float inverse) {
-  const float z = args.z[row * args.z_stride + i];
-  const float gate = args.output_gate == OutputGate::kSilu ? z * Sigmoid(z) : Sigmoid(z);
-  return o * inverse * args.norm_weight[i] * gate;
+  return Finished(args.output_gate, o, inverse, args.norm_weight[i],
+                  args.z[row * args.z_stride + i]);
 }
 
 // How a warp holds rows of a state with kPad keys (d, or the next size that has a kernel).
@@ -217,6 +228,11 @@ __device__ inline void Decayed(float4* s, float decay, const float4& k, float u)
   s->z = fmaf(k.z, u, decay * s->z);
   s->w = fmaf(k.w, u, decay * s->w);
 }
+// `sum` while all that it has seen is finite, else NaN: one instruction an element, where a look at
+// each takes three.
+__device__ inline float SameIfFinite(const float4& x, float sum) {
+  return fmaf(x.w, 0.0f, fmaf(x.z, 0.0f, fmaf(x.y, 0.0f, fmaf(x.x, 0.0f, sum))));
+}
 __device__ inline bool IsFinite(const float4& x) {
   return isfinite(x.x) && isfinite(x.y) && isfinite(x.z) && isfinite(x.w);
 }
@@ -224,21 +240,25 @@ __device__ inline bool IsFinite(const float4& x) {
 // Sums over kLanes neighbouring lanes of kCount values at once: lane l gets the total of value
 // l % kLanes / (kLanes / kCount). The tree is that of a sum of one value.
 template <int kCount, int kLanes>
-__device__ inline float SumTransposed(float (&values)[kCount]) {
+__device__ inline float SumTransposed(const float (&values)[kCount]) {
   static_assert(kCount <= kLanes);
-  int mask = kLanes / 2;
+  constexpr int kMask = kLanes / 2;
+  if constexpr (kCount > 1) {
+    const bool is_upper = (threadIdx.x & kMask) != 0;
+    float halves[kCount / 2];
 #pragma unroll
-  for (int count = kCount; count > 1; count /= 2, mask /= 2) {
-    const bool is_upper = (threadIdx.x & mask) != 0;
-#pragma unroll
-    for (int i = 0; i < count / 2; ++i) {
-      const float sent = is_upper ? values[i] : values[i + count / 2];
-      const float kept = is_upper ? values[i + count / 2] : values[i];
-      values[i] = kept + __shfl_xor_sync(~0u, sent, mask);
+    for (int i = 0; i < kCount / 2; ++i) {
+      const float sent = is_upper ? values[i] : values[i + kCount / 2];
+      const float kept = is_upper ? values[i + kCount / 2] : values[i];
+      halves[i] = kept + __shfl_xor_sync(~0u, sent, kMask);
     }
+    return SumTransposed<kCount / 2, kLanes / 2>(halves);
+  } else {
+    float sum = values[0];
+#pragma unroll
+    for (int mask = kMask; mask > 0; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+    return sum;
   }
-  for (; mask > 0; mask /= 2) values[0] += __shfl_xor_sync(~0u, values[0], mask);
-  return values[0];
 }
 
 // The token's step for kRows rows of each group of lanes: the state advances, and of the lanes of a

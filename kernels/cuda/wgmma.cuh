@@ -104,6 +104,13 @@ __device__ inline void PinRegisters(uint32_t (&values)[kRows][kCount]) {
       "}, %64, %65, p, 1, 1, 0, 0;\n}"                                                    \
       : MS_WGMMA_SUMS_64(sums)                                                            \
       : "l"(a), "l"(b), "r"(adds))
+#define MS_WGMMA_ROWS_64(sign)                                                   \
+  asm volatile(                                                                  \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                               \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" MS_WGMMA_NAMES_32 \
+      "}, {%32,%33,%34,%35}, %36, p, " sign ", 1, 0;\n}"                         \
+      : MS_WGMMA_SUMS_32(sums)                                                   \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 #define MS_WGMMA_REGISTERS_64(type)                                                      \
   asm volatile(                                                                          \
       "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                       \
@@ -143,6 +150,15 @@ __device__ inline void ProductOfShared(float (&sums)[kCount], uint64_t a, uint64
     else
       MS_WGMMA_SHARED_128("bf16");
   }
+}
+
+// D += A B, or D -= A B, with A in registers and B K-major in shared memory, all of bf16.
+template <bool kSubtracts = false>
+__device__ inline void ProductWithRows(float (&sums)[32], const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (kSubtracts)
+    MS_WGMMA_ROWS_64("-1");
+  else
+    MS_WGMMA_ROWS_64("1");
 }
 
 // D += A B with A in registers and B transposed in shared memory.

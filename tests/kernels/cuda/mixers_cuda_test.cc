@@ -1,6 +1,8 @@
 // The mixers on the device: what the suite of the CPU's tests asks about segments, slots and emits,
 // and agreement with the fp64 oracles for every option, every cut into chunks, and the gates and
 // keys that break chunked forms. Repeated calls give the same bits.
+#include <numeric>
+
 #include "tests/kernels/cuda/mixer_cuda_fixture.h"
 #include "tests/kernels/mixer_segments_suite.h"
 
@@ -120,6 +122,62 @@ TEST_F(MixersCudaTest, TheWindowMixerAgreesWithTheOracleHoweverASequenceIsCut) {
         EXPECT_TRUE(Same(result, whole)) << what;
       }
     }
+  }
+}
+
+// Sequences of as many rows as `cut` has, in one call each time.
+template <class Layer>
+void ExpectTheSameInCompany(const Layer& layer, const std::vector<int32_t>& cut) {
+  const int32_t rows = std::accumulate(cut.begin(), cut.end(), 0);
+  const int32_t sequences = layer.length / rows;
+  Slots slots(layer.Shape(), sequences);
+  std::vector<float> scratch, out;
+  typename Layer::Args args = layer.MakeArgs(&scratch, &out);
+  slots.Attach(&args);
+  int32_t done = 0;
+  for (const int32_t count : cut) {
+    std::vector<MixerSegment> segments;
+    for (int32_t i = 0; i < sequences; ++i) {
+      segments.push_back({.row_begin = i * rows + done,
+                          .row_count = count,
+                          .position = done,
+                          .src_slot = slots.At(i),
+                          .dst_slot = slots.At(i)});
+    }
+    layer.FillScratch(&scratch);
+    args.segments = segments;
+    ASSERT_TRUE(RunMixer(args).ok());
+    done += count;
+  }
+  for (int32_t i = 0; i < sequences; ++i) {
+    const MixerResult alone = RunChunks(layer, cut, 1, i * rows);
+    const size_t at = static_cast<size_t>(i * rows) * layer.width;
+    const size_t count = static_cast<size_t>(rows) * layer.width;
+    const std::vector<float> own(&alone.out[at], &alone.out[at] + count);
+    EXPECT_TRUE(SameBits(own.data(), &out[at], count))
+        << i << ": " << RelativeError(own, Doubles(&out[at], &out[at] + count));
+    const auto [begin, end] = OwnPart(layer);
+    const std::vector<std::byte> slot = slots.Copy(i);
+    EXPECT_TRUE(std::equal(slot.begin() + begin, slot.begin() + end, alone.slot.begin() + begin))
+        << i;
+  }
+}
+
+// Few heads are shared out over more blocks than many, and many rows over fewer than there are.
+TEST_F(MixersCudaTest, ASequenceHasTheSameBitsAloneAndInCompany) {
+  for (const int32_t dim : {64, 128, 96}) {
+    SCOPED_TRACE(dim);
+    ExpectTheSameInCompany(
+        CudaRecurrentLayer({.heads = 49, .dim = dim, .dtype = KvDType::kBF16, .rotary = 0}, 280),
+        {69, 1});
+    ExpectTheSameInCompany(CudaRecurrentLayer({.heads = 20, .dim = dim, .rotary = 0}, 150),
+                           {2, 1, 1, 1, 1});
+  }
+  for (const int32_t group : {1, 2, 3, 4}) {
+    ExpectTheSameInCompany(
+        CudaWindowLayer({.heads = 4 * group, .kv_heads = 4, .dim = 64, .window = 5, .sinks = 2},
+                        8 * 70),
+        {6, 1, 1});
   }
 }
 

@@ -1,0 +1,190 @@
+// A chunk's outputs of a head (recurrent_chunks.cuh) on their way from the registers of products to
+// the rows of the call, normed and gated where the norm is the head's own.
+#pragma once
+
+#include "kernels/cuda/recurrent_chunk_walk.cuh"
+
+namespace morphserve::kernels::cuda {
+
+// [token][value] in shared memory; rows are padded so that lanes that store eight values of four
+// tokens at once meet in no bank.
+template <int kPad>
+struct OutputRows {
+  static constexpr int kStride = kPad + 4;
+  float rows[kChunkTokens * kStride];
+
+  // Those of a warpgroup's tile of values from `value` on, [value][token]; `thread` is of the
+  // group.
+  __device__ void Put(const float (&o)[32], int value, int thread) {
+    const int lane = thread % kWarp;
+    float* const to = rows + lane % 4 * 2 * kStride + value + thread / kWarp * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      to[(i / 4 * 8 + i % 2) * kStride + i / 2 % 2 * 8] = o[i];
+    }
+  }
+};
+
+// A warp's share of a chunk's rows, eight at a time and run of lanes, of which each has four
+// values.
+template <int kPad, int kWarps>
+class OutputShare {
+ public:
+  static constexpr int kRows = 4;
+  static constexpr int kLanes = kPad / 4;
+  static constexpr int kRuns = kWarp / kLanes;
+  static constexpr int kBatches = kChunkTokens / (kWarps * kRuns * kRows);
+  static_assert(kBatches * kWarps * kRuns * kRows == kChunkTokens);
+
+  // `thread` of kWarps warps.
+  __device__ OutputShare(const RecurrentMixerArgs& args, int head, int thread)
+      : args_(args),
+        of_head_(static_cast<int64_t>(head) * args.shape.head_dim),
+        thread_(thread),
+        // Then all values of a lane are there or none, at multiples of 16 bytes.
+        is_whole_((args.shape.head_dim | args.z_stride | args.out_stride) % 4 == 0 &&
+                  (reinterpret_cast<uintptr_t>(args.z) | reinterpret_cast<uintptr_t>(args.out)) %
+                          16 ==
+                      0) {}
+
+  // Asks for what the gate of a chunk needs; all of the warps do.
+  __device__ void Prefetch(const MixerSegment& segment, const Chunk& chunk) const {
+    if (args_.per_head_norm) {
+      PrefetchRows<kWarps * kWarp>(args_.z + of_head_, args_.z_stride, args_.row_list, segment,
+                                   chunk, args_.shape.head_dim, thread_);
+    }
+  }
+
+  // Into the rows of the call; flags what is not finite. `weight`: of the head's norm.
+  __device__ void Store(const MixerSegment& segment, const Chunk& chunk,
+                        const OutputRows<kPad>& outputs, const float* weight,
+                        uint8_t* nonfinite) const {
+#pragma unroll 1
+    for (int batch = 0; batch < kBatches; ++batch) {
+      const int first = ((thread_ / kWarp * kBatches + batch) * kRuns + Run()) * kRows;
+      const bool finite = is_whole_ ? StoreBatch<true>(segment, chunk, outputs, weight, first)
+                                    : StoreBatch<false>(segment, chunk, outputs, weight, first);
+      if (!finite && nonfinite != nullptr) *nonfinite = 1;
+    }
+  }
+
+ private:
+  __device__ int Lane() const { return thread_ % kWarp; }
+  __device__ int Run() const { return Lane() / kLanes; }
+  __device__ int Value() const { return Lane() % kLanes * 4; }
+
+  template <bool kWhole>
+  __device__ bool StoreBatch(const MixerSegment& segment, const Chunk& chunk,
+                             const OutputRows<kPad>& outputs, const float* weight,
+                             int first) const {
+    const int d = args_.shape.head_dim, count = chunk.count - first;
+    const int value = Value() < d ? Value() : 0;  // Loads go somewhere in any case.
+    // Of row lane % kLanes.
+    const int own_row = static_cast<int>(RowOf(
+        args_.row_list, segment, chunk.begin + min(first + Lane() % kLanes, chunk.count - 1)));
+    uint32_t rows[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      rows[i] = static_cast<uint32_t>(__shfl_sync(~0u, own_row, Run() * kLanes + i));
+    }
+    float4 o[kRows], z[kRows];
+    if (args_.per_head_norm) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        z[i] = LoadKeysOf<kWhole>(RowAt(args_.z, args_.z_stride, rows[i]), value, d);
+      }
+    }
+    float squares[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      o[i] = *reinterpret_cast<const float4*>(outputs.rows +
+                                              (first + i) * OutputRows<kPad>::kStride + Value());
+      squares[i] = Dot(o[i], o[i], 0.0f);
+    }
+    float zero = 0;  // While the outputs are finite; the norm over all heads looks at its own.
+    if (args_.per_head_norm) {
+      const float total = SumTransposed<kRows, kLanes>(squares);
+      const float inverse = 1.0f / sqrtf(total / static_cast<float>(d) + args_.eps);
+      const float4 w = *reinterpret_cast<const float4*>(weight + Value());
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const float of_row = __shfl_sync(~0u, inverse, Run() * kLanes + i * (kLanes / kRows));
+        const OutputGate gate = args_.output_gate;
+        o[i] = {Finished(gate, o[i].x, of_row, w.x, z[i].x),
+                Finished(gate, o[i].y, of_row, w.y, z[i].y),
+                Finished(gate, o[i].z, of_row, w.z, z[i].z),
+                Finished(gate, o[i].w, of_row, w.w, z[i].w)};
+        if (i < count) zero = SameIfFinite(o[i], zero);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (i < count && Value() < d) {
+        StoreKeysOf<kWhole>(RowAt(args_.out, args_.out_stride, rows[i]), value, d, o[i]);
+      }
+    }
+    return zero == 0;
+  }
+
+  // The head's part of a row.
+  template <typename T>
+  __device__ T* RowAt(T* base, int64_t stride, uint32_t row) const {
+    return base + of_head_ + static_cast<uint64_t>(row) * static_cast<uint32_t>(stride);
+  }
+
+  const RecurrentMixerArgs& args_;
+  const int64_t of_head_;
+  const int thread_;
+  const bool is_whole_;
+};
+
+// The tiles' state into the slots that get it as it is after `rows` rows.
+template <int kPad, int kTiles>
+__device__ void StoreStates(const RecurrentMixerArgs& args, const MixerSegment& segment, int head,
+                            int rows, int value, StateTile<kPad> (&tiles)[kTiles]) {
+  const int d = args.shape.head_dim;
+#pragma unroll 1
+  for (int copy = 0; copy < SlotCopies(segment); ++copy) {
+    const SlotCopy target = CopyOf(segment, args.emits.data(), copy);
+    if (target.rows != rows) continue;
+    float* const to = InSlot<float>(args.slot_base, target.slot, 0) + int64_t{head} * d * d;
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      tiles[m].ForEach(value + m * kTileValues, d, [&](int at, float& x) { to[at] = x; });
+    }
+  }
+}
+template <int kPad, int kTiles>
+__device__ void LoadStates(const RecurrentMixerArgs& args, const MixerSegment& segment, int head,
+                           int value, StateTile<kPad> (&tiles)[kTiles]) {
+  if (segment.position == 0) return;
+  const int d = args.shape.head_dim;
+  const float* const from =
+      InSlot<const float>(args.slot_base, segment.src_slot, 0) + int64_t{head} * d * d;
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+    tiles[m].ForEach(value + m * kTileValues, d, [&](int at, float& x) { x = from[at]; });
+  }
+}
+template <int kPad, int kTiles>
+__device__ bool AreFinite(StateTile<kPad> (&tiles)[kTiles], int value, int d) {
+  bool finite = true;
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+    tiles[m].ForEach(value + m * kTileValues, d,
+                     [&](int, float& x) { finite = finite && isfinite(x); });
+  }
+  return finite;
+}
+
+// A head's outputs of a segment that is padding, by the block.
+__device__ inline void ZeroRows(const RecurrentMixerArgs& args, const MixerSegment& segment,
+                                int head) {
+  const int d = args.shape.head_dim;
+  for (int64_t i = threadIdx.x; i < int64_t{segment.row_count} * d; i += blockDim.x) {
+    const int64_t row = RowOf(args.row_list, segment, static_cast<int>(i / d));
+    if (row >= 0) args.out[row * args.out_stride + int64_t{head} * d + i % d] = 0;
+  }
+}
+
+}  // namespace morphserve::kernels::cuda
