@@ -13,6 +13,11 @@ __device__ inline void CopyAsync(float* to, const float* from, bool fill = false
                "n"(kBytes), "r"(fill ? 0 : kBytes)
                : "memory");
 }
+// 16 bytes that are read once, to a shared address: they pass by the first-level cache too.
+__device__ inline void CopyStream(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
+               : "memory");
+}
 __device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the newest kPending groups of this thread have arrived.
 template <int kPending>

@@ -1,4 +1,4 @@
-// The product of up to 64 token rows with a row-major matrix (matrix_layout.h): how a call is laid
+// The product of up to 64 token rows with an uploaded matrix (matrix_layout.h): how a call is laid
 // out over the device. The plan depends on the shape and on the number of `rows`, never on what the
 // row list holds, so that a row's bits are the same beside any other rows. Thread rule: pure.
 #pragma once
@@ -6,13 +6,15 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/matrix_layout.h"
 #include "kernels/gemm.h"
 
 namespace morphserve::kernels::cuda {
 
-inline constexpr int32_t kGemvRowsMax = 64;  // More rows go to the large product.
-inline constexpr int32_t kExactRowsMax = 8;  // Up to here x is exact; above it is rounded to bf16.
-inline constexpr int32_t kTileOutputs = 16;  // Rows of w that one warp works on.
+inline constexpr int32_t kGemvRowsMax = 64;   // More rows go to the large product.
+inline constexpr int32_t kExactRowsMax = 8;   // Up to here x is exact; above it is rounded to bf16.
+inline constexpr int32_t kFusedRowsMax = 16;  // Up to here norm and activation are of the launch.
+inline constexpr int32_t kTileOutputs = kTileRows;  // Rows of w that one warp works on.
 inline constexpr int32_t kGemvWarps = 8;
 inline constexpr int32_t kGemvPartsMax = 8;
 inline constexpr int32_t kClusterMax = 8;
@@ -26,6 +28,7 @@ struct GemvPlan {
   int32_t k_split = 1;      // Units that share the inputs of a block.
   int32_t unit_steps = 0;
   int32_t group_steps = 0;  // Of a unit, loaded at a time.
+  int32_t batch_tiles = 0;  // Of a cluster, summed at a time.
   int64_t shared_bytes = 0;
 };
 

@@ -1,68 +1,53 @@
-// What a warp of the GEMV does with one step of a tile: the lane's loads, and the products with the
-// columns of x. Lane l has, with g = l / 4 and q = l % 4, the rows g and g + 8 of the tile and
-// bytes [16 q, 16 q + 16) of their step.
+// What a warp of the GEMV does with one step of a tile in its ring: products with the columns of x.
+// Lane l has, with g = l / 4 and q = l % 4, the rows g and g + 8 of the tile and bytes [16 q,
+// 16 q + 16) of their step. A pair of f16 whose low bits alone are set is a pair of integers, times
+// 2^-24: 4 bits need a mask to be operands of the tensor core, and no subtraction.
 #pragma once
 
 #include <cuda_fp16.h>
 
-#include "kernels/cuda/gemv.h"
-#include "kernels/cuda/matrix_layout.h"
+#include "kernels/cuda/gemv_call.h"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace morphserve::kernels::cuda {
 
-template <WeightFormat kFormat>
-struct GemvStep {
-  static constexpr int kGroups = StepInputs(kFormat) / kGroup;
-  uint4 low, high;
-  // Q8: the scales of both groups. Q4: scale and minimum of group q; lanes exchange them.
-  uint32_t low_scale, high_scale;
+// What of the block's x belongs to the lane: columns of eight to a column tile.
+template <WeightFormat kFormat, int kRows>
+struct GemvColumns {
+  static constexpr int kTiles = GemvTiles(kFormat, kRows);
+  const std::byte* inputs;
+  int32_t inputs_at[kTiles];
+  const float* scales;  // Of the row of the lane's first output column.
+  const std::byte* group_sums;
+  int32_t group_sums_at[kTiles];  // Of the row of the lane's column.
 };
-
-// Where the lane reads the rows of a tile.
-struct GemvRows {
-  const std::byte *low, *high, *low_scale, *high_scale;
-};
-
-template <WeightFormat kFormat>
-__device__ inline void LoadStep(const GemvRows& rows, int32_t step, GemvStep<kFormat>* out) {
-  const int64_t at = int64_t{step} * kStepBytes;
-  out->low = LoadStream(rows.low + at);
-  out->high = LoadStream(rows.high + at);
-  if constexpr (kFormat != WeightFormat::kBF16) {
-    constexpr int kScaleBytes = kFormat == WeightFormat::kQ8 ? 4 : 16;
-    const int64_t scale = int64_t{step} * kScaleBytes;
-    out->low_scale = __ldg(reinterpret_cast<const unsigned*>(rows.low_scale + scale));
-    out->high_scale = __ldg(reinterpret_cast<const unsigned*>(rows.high_scale + scale));
-  }
-}
 
 __device__ inline uint32_t Word(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-// The 8 inputs of a group that a lane holds, as pairs of bf16 integers.
+// The 8 inputs of a group that a lane holds, as pairs of bf16 or f16.
 template <WeightFormat kFormat>
 __device__ inline void GroupPairs(const uint4& v, int group, uint32_t (&pairs)[4]) {
   if constexpr (kFormat == WeightFormat::kBF16) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) pairs[i] = Word(v, i);
   } else if constexpr (kFormat == WeightFormat::kQ8) {
-    // A byte in two's complement is its low 7 bits, less 128 if the top bit is set; 128 + u and
-    // 128 or 256 are exact in bf16.
+    // A byte in the low bits of 1024, less 1024 and the 128 that the layout adds.
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t bytes = Word(v, 2 * group + i / 2) >> (i % 2 * 8);
-      pairs[i] = SubBf16x2(MaskOr<0x007f007fu, 0x43004300u>(bytes),
-                           MaskOr<0x00800080u, 0x43004300u>(bytes));
+      const uint32_t bytes = Word(v, 2 * group + i / 2);
+      pairs[i] =
+          SubF16x2(__byte_perm(bytes, 0x64646464u, i % 2 == 0 ? 0x4240 : 0x4341), 0x64806480u);
     }
   } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      pairs[i] =
-          SubBf16x2(MaskOr<0x000f000fu, 0x43004300u>(Word(v, group) >> (4 * i)), 0x43004300u);
-    }
+    // Odd pairs are 16 times as large: their inputs are stored so much smaller.
+    const uint32_t low = Word(v, group), high = low >> 8;
+    pairs[0] = low & 0x000f000fu;
+    pairs[1] = low & 0x00f000f0u;
+    pairs[2] = high & 0x000f000fu;
+    pairs[3] = high & 0x00f000f0u;
   }
 }
 
@@ -73,49 +58,97 @@ __device__ inline float HighHalf(uint32_t pair) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16)));
 }
 
-// sums += the step's products. `columns` are the lane's columns at the step, one a column tile;
-// `group_sums` (Q4) those of the lane's outputs: [group][tile][8].
-template <WeightFormat kFormat, int kTiles>
-__device__ inline void AddStep(const GemvStep<kFormat>& step, const std::byte* columns,
-                               const int32_t (&column_at)[kTiles], const float* group_sums,
-                               float (&sums)[kTiles][4]) {
-  constexpr int kGroups = GemvStep<kFormat>::kGroups;
+// bf16: `low` and `high` are the lane's pieces; `x` the inputs of the step.
+template <int kChains, int kTiles>
+__device__ inline void AddBf16(const uint4& low, const uint4& high, const std::byte* x,
+                               const int32_t (&x_at)[kTiles], float (&sums)[kChains][kTiles][4]) {
+  const uint32_t first[4] = {low.x, high.x, low.y, high.y};
+  const uint32_t second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    uint32_t low[4], high[4];
-    GroupPairs<kFormat>(step.low, g, low);
-    GroupPairs<kFormat>(step.high, g, high);
-    const uint32_t first[4] = {low[0], high[0], low[1], high[1]};
-    const uint32_t second[4] = {low[2], high[2], low[3], high[3]};
-    uint32_t low_scale = step.low_scale >> (16 * g), high_scale = step.high_scale >> (16 * g);
-    if constexpr (kFormat == WeightFormat::kQ4) {
-      const int from = threadIdx.x % kWarp / 4 * 4 + g;
-      low_scale = __shfl_sync(~0u, step.low_scale, from);
-      high_scale = __shfl_sync(~0u, step.high_scale, from);
-    }
+  for (int t = 0; t < kTiles; ++t) {
+    const uint4 b = *reinterpret_cast<const uint4*>(x + x_at[t]);
+    MmaBf16(sums[0][t], first, b.x, b.y);
+    MmaBf16(sums[kChains - 1][t], second, b.z, b.w);
+  }
+}
+
+// Quantised: sums += d times the products of each group; `d` holds the scales of rows g and g + 8.
+template <WeightFormat kFormat, int kTiles, int kGroups>
+__device__ inline void AddGroups(const uint4& low, const uint4& high, const uint32_t (&d)[kGroups],
+                                 const std::byte* x, const int32_t (&x_at)[kTiles],
+                                 float (&sums)[kTiles][4]) {
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    uint32_t a_low[4], a_high[4];
+    GroupPairs<kFormat>(low, group, a_low);
+    GroupPairs<kFormat>(high, group, a_high);
+    const uint32_t first[4] = {a_low[0], a_high[0], a_low[1], a_high[1]};
+    const uint32_t second[4] = {a_low[2], a_high[2], a_low[3], a_high[3]};
+    const float d_low = LowHalf(d[group]), d_high = HighHalf(d[group]);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      const uint4 b = *reinterpret_cast<const uint4*>(columns + column_at[t] + g * kGroup * 2);
-      if constexpr (kFormat == WeightFormat::kBF16) {
-        MmaBf16(sums[t], first, b.x, b.y);
-        MmaBf16(sums[t], second, b.z, b.w);
-      } else {
-        float dot[4] = {0, 0, 0, 0};
-        MmaBf16(dot, first, b.x, b.y);
-        MmaBf16(dot, second, b.z, b.w);
-        const float d_low = LowHalf(low_scale), d_high = LowHalf(high_scale);
-        sums[t][0] = fmaf(d_low, dot[0], sums[t][0]);
-        sums[t][1] = fmaf(d_low, dot[1], sums[t][1]);
-        sums[t][2] = fmaf(d_high, dot[2], sums[t][2]);
-        sums[t][3] = fmaf(d_high, dot[3], sums[t][3]);
-        if constexpr (kFormat == WeightFormat::kQ4) {
-          const float2 x_sum = *reinterpret_cast<const float2*>(group_sums + (g * kTiles + t) * 8);
-          const float m_low = HighHalf(low_scale), m_high = HighHalf(high_scale);
-          sums[t][0] = fmaf(m_low, x_sum.x, sums[t][0]);
-          sums[t][1] = fmaf(m_low, x_sum.y, sums[t][1]);
-          sums[t][2] = fmaf(m_high, x_sum.x, sums[t][2]);
-          sums[t][3] = fmaf(m_high, x_sum.y, sums[t][3]);
+      const uint4 b = *reinterpret_cast<const uint4*>(x + x_at[t] + group * kGroup * 2);
+      float dot[4] = {0, 0, 0, 0};
+      MmaF16(dot, first, b.x, b.y);
+      MmaF16(dot, second, b.z, b.w);
+      sums[t][0] = fmaf(d_low, dot[0], sums[t][0]);
+      sums[t][1] = fmaf(d_low, dot[1], sums[t][1]);
+      sums[t][2] = fmaf(d_high, dot[2], sums[t][2]);
+      sums[t][3] = fmaf(d_high, dot[3], sums[t][3]);
+    }
+  }
+}
+
+// sums += the products of step `step` of the block's slice; `from` is the step in the ring.
+template <WeightFormat kFormat, int kRows>
+__device__ inline void AddStep(
+    const std::byte* from, const GemvColumns<kFormat, kRows>& x, int32_t step,
+    float (&sums)[GemvChains(kFormat, kRows)][GemvTiles(kFormat, kRows)][4]) {
+  constexpr int kTiles = GemvTiles(kFormat, kRows);
+  constexpr int kInputs = StepInputs(kFormat), kGroups = kInputs / kGroup;
+  const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
+  const std::byte* const inputs = x.inputs + step * kInputs * 2;
+  const uint4 low = reinterpret_cast<const uint4*>(from)[lane];
+  const uint4 high = reinterpret_cast<const uint4*>(from + kTileBytes / 2)[lane];
+  if constexpr (!IsTiled(kFormat)) {
+    AddBf16(low, high, inputs, x.inputs_at, sums);
+  } else {
+    uint32_t d[kGroups];
+    const std::byte* const scales = from + kTileBytes;
+    float of_step[kTiles][4] = {};
+    float minima[kTiles][4] = {};
+    if constexpr (kFormat == WeightFormat::kQ8) {
+      const uint2 pairs = reinterpret_cast<const uint2*>(scales)[g];
+      d[0] = pairs.x;
+      d[1] = pairs.y;
+    } else {
+      const uint4 pairs = reinterpret_cast<const uint4*>(scales)[g];
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) d[i] = Word(pairs, i);
+      // The minima times both terms of the sums of groups, in the columns of x's first terms.
+      const uint2 m = reinterpret_cast<const uint2*>(scales + 128)[g * 2 + q % 2];
+      constexpr bool kAllFirst = GemvTerms(kFormat, kRows) == 1 || kRows == 8;
+#pragma unroll
+      for (int t = 0; t < (kRows == 8 ? 1 : kTiles); ++t) {
+        uint32_t b = 0;
+        if (kAllFirst || g < kRows) {
+          b = *reinterpret_cast<const uint32_t*>(x.group_sums + x.group_sums_at[t] + step * 16);
         }
+        MmaF16Short(minima[t], m.x, m.y, b);
+      }
+    }
+    AddGroups<kFormat>(low, high, d, inputs, x.inputs_at, of_step);
+    const float* const scale_at = x.scales + step * kInputs / kChunk * kRows;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      const int first = kRows > kExactRowsMax ? 8 * t : 0;
+      const float scale[2] = {scale_at[first], scale_at[kRows == 1 ? 0 : first + 1]};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if constexpr (kFormat == WeightFormat::kQ4) {
+          of_step[t][j] = fmaf(of_step[t][j], 0x1p24f, minima[t][j]);
+        }
+        sums[0][t][j] = fmaf(scale[j % 2], of_step[t][j], sums[0][t][j]);
       }
     }
   }

@@ -1,9 +1,9 @@
 // Matrix product of token rows with weights. Up to 64 rows go to our own kernel (gemv.h), which
-// reads the weights once and asks the row list on the device; more rows become bf16 in the
-// workspace and go to cuBLASLt (cublas.h), whose result is written in place, or, with a row list or
-// a bias, from a buffer by rows. Quantised weights of the large product become bf16 in the
-// workspace, a range of outputs at a time. f32 weights, the reference mode, have a plain kernel of
-// their own.
+// reads the weights once and asks the row list on the device; more rows, and without a list fewer
+// where that is faster, become bf16 in the workspace and go to cuBLASLt (cublas.h), whose result is
+// written in place, or, with a row list or a bias, from a buffer by rows. Quantised weights of the
+// large product become bf16 in the workspace, a range of outputs at a time. f32 weights, the
+// reference mode, have a plain kernel of their own.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -50,14 +50,26 @@ __device__ inline int64_t RowAt(const int32_t* row_list, unsigned place) {
   return row_list == nullptr ? int64_t{place} : int64_t{row_list[place]};
 }
 
-// x rows by the list as bf16, padded with zeros; rows that are not listed are zero.
+// x rows by the list as bf16, padded with zeros; rows that are not listed are zero. A block makes
+// kRoundedInputs of a row, four a thread.
+constexpr int kRoundedInputs = 4 * kThreads;
 __global__ void RoundRowsKernel(const MatmulArgs args, int32_t k, int32_t inputs,
                                 __nv_bfloat16* out) {
+  BeginStep();
   const int64_t row = RowAt(args.row_list, blockIdx.x);
   const float* x = args.x + row * args.x_stride;
   __nv_bfloat16* to = out + int64_t{blockIdx.x} * inputs;
-  for (int i = threadIdx.x; i < inputs; i += kThreads) {
-    to[i] = __float2bfloat16_rn(row >= 0 && i < k ? x[i] : 0.0f);
+  const auto first = static_cast<int>(blockIdx.y) * kRoundedInputs + static_cast<int>(threadIdx.x);
+  float values[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int i = first + j * kThreads;
+    values[j] = row >= 0 && i < k ? x[i] : 0.0f;
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int i = first + j * kThreads;
+    if (i < inputs) to[i] = __float2bfloat16_rn(values[j]);
   }
 }
 
@@ -157,10 +169,12 @@ absl::Status LargePart(const MatmulArgs& args, const MatmulPart& part, const Lay
 absl::Status LargeProduct(const MatmulArgs& args, Stream stream) {
   const int32_t k = args.parts.front().weights->k;
   const Layout layout(args.rows, k);
-  RoundRowsKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(
-      args, k, static_cast<int32_t>(layout.inputs),
-      reinterpret_cast<__nv_bfloat16*>(args.workspace + layout.x));
-  absl::Status status = LaunchStatus("rounding of x");
+  const auto inputs = static_cast<int32_t>(layout.inputs);
+  const auto pieces = static_cast<unsigned>((inputs + kRoundedInputs - 1) / kRoundedInputs);
+  absl::Status status = Launch(
+      "rounding of x", RoundRowsKernel,
+      {.grid = dim3(static_cast<unsigned>(args.rows), pieces), .block = kThreads}, StreamOf(stream),
+      args, k, inputs, reinterpret_cast<__nv_bfloat16*>(args.workspace + layout.x));
   for (size_t i = 0; status.ok() && i < args.parts.size(); ++i) {
     if (args.parts[i].weights->format == WeightFormat::kF32) continue;
     status = LargePart(args, args.parts[i], layout, stream);
@@ -190,8 +204,11 @@ absl::Status RunGemv(const MatmulArgs& args, const GemvPlan& plan, Stream stream
                    .steps = Steps(w.format, w.k),
                    .slice_steps = plan.slice_steps,
                    .k_split = plan.k_split,
+                   .tile_stride = kGemvWarps / plan.k_split,
+                   .piece_stride = kGemvWarps % plan.k_split,
                    .unit_steps = plan.unit_steps,
                    .group_steps = plan.group_steps,
+                   .batch_tiles = plan.batch_tiles,
                    .tiles = 0,
                    .clusters = plan.clusters,
                    .part_count = static_cast<int32_t>(args.parts.size()),
@@ -250,7 +267,7 @@ absl::Status SmallProduct(const MatmulArgs& args, Stream stream) {
 // A norm and an activation are part of the launch when our own kernel takes the call as it is.
 bool Fuses(const MatmulArgs& args, GemvPlan* plan) {
   const WeightFormat format = args.parts.front().weights->format;
-  return args.rows <= kExactRowsMax && format != WeightFormat::kF32 &&
+  return args.rows <= kFusedRowsMax && format != WeightFormat::kF32 &&
          args.parts.size() <= kGemvPartsMax &&
          std::all_of(args.parts.begin(), args.parts.end(),
                      [&](const MatmulPart& part) { return part.weights->format == format; }) &&
@@ -291,14 +308,19 @@ int64_t MatmulBytes(int32_t rows, int32_t k) {
 
 namespace {
 
-// Rows for which the small product rounds x like the large one does, where the large one is faster:
-// weights that need no unpacking, rows that stand together.
+// Where the large product is faster though the small one could take the rows (H200, 2026-11-27):
+// rows that stand together, and weights that need no unpacking, or a small matrix of them, or that
+// many rows share. The small product then rounds x too.
 bool BetterLarge(const MatmulArgs& args) {
-  return args.rows > kExactRowsMax && args.row_list == nullptr &&
-         args.workspace_bytes >= Layout(args.rows, args.parts.front().weights->k).bytes &&
-         std::all_of(args.parts.begin(), args.parts.end(), [](const MatmulPart& part) {
-           return part.weights->format == WeightFormat::kBF16;
-         });
+  if (args.rows <= kExactRowsMax || args.row_list != nullptr ||
+      args.workspace_bytes < Layout(args.rows, args.parts.front().weights->k).bytes) {
+    return false;
+  }
+  return std::all_of(args.parts.begin(), args.parts.end(), [&](const MatmulPart& part) {
+    const PackedMatrix& w = *part.weights;
+    constexpr int64_t kSmall = int64_t{8} << 20;
+    return !IsTiled(w.format) || args.rows > 32 || (args.rows > 16 && int64_t{w.n} * w.k <= kSmall);
+  });
 }
 
 }  // namespace

@@ -11,23 +11,25 @@ namespace morphserve::kernels::cuda {
 // Value [row, input] of the matrix: what UnpackRow gives for the file's value, rounded to bf16
 // where the format is kBF16.
 __device__ inline float MatrixValue(const PackedMatrix& matrix, int32_t row, int32_t input) {
-  const std::byte* data = matrix.data + row * RowBytes(matrix.format, matrix.k);
-  if (matrix.format == WeightFormat::kF32) return reinterpret_cast<const float*>(data)[input];
-  if (matrix.format == WeightFormat::kBF16) {
+  if (!IsTiled(matrix.format)) {
+    const std::byte* data = matrix.data + row * RowBytes(matrix.format, matrix.k);
+    if (matrix.format == WeightFormat::kF32) return reinterpret_cast<const float*>(data)[input];
     return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(data)[input]);
   }
-  const std::byte* scales = matrix.data + ScaleOffset(matrix.format, matrix.n, matrix.k) +
-                            row * ScaleRowBytes(matrix.format, matrix.k);
-  const std::byte* step = data + input / StepInputs(matrix.format) * kStepBytes;
-  const int32_t in_step = input % StepInputs(matrix.format);
+  const int32_t in_tile = row % kTileRows, in_step = input % StepInputs(matrix.format);
+  const std::byte* step = matrix.data + row / kTileRows * TileBytes(matrix.format, matrix.k) +
+                          input / StepInputs(matrix.format) * TileStepBytes(matrix.format);
+  const auto half_at = [&](int32_t byte) {
+    return __half2float(*reinterpret_cast<const __half*>(step + byte));
+  };
+  const float d = half_at(ScaleByte(matrix.format, in_tile, in_step / kGroup));
   if (matrix.format == WeightFormat::kQ8) {
-    const float d = __half2float(reinterpret_cast<const __half*>(scales)[input / kGroup]);
-    return d * static_cast<float>(reinterpret_cast<const int8_t*>(step)[Q8Byte(in_step)]);
+    return d * static_cast<float>(std::to_integer<int>(step[Q8Byte(in_tile, in_step)]) - 128);
   }
-  const float2 scale = __half22float2(reinterpret_cast<const __half2*>(scales)[input / kGroup]);
-  const uint32_t word = reinterpret_cast<const uint32_t*>(step)[Q4Word(in_step)];
+  const uint32_t word = *reinterpret_cast<const uint32_t*>(step + Q4Word(in_tile, in_step));
   // Rounded after the product, as UnpackRow does.
-  return __fadd_rn(__fmul_rn(scale.x, static_cast<float>(word >> Q4Bit(in_step) & 15u)), scale.y);
+  return __fadd_rn(__fmul_rn(d, static_cast<float>(word >> Q4Bit(in_step) & 15u)),
+                   half_at(Q4MinByte(in_tile, in_step / kGroup)));
 }
 
 }  // namespace morphserve::kernels::cuda

@@ -1,7 +1,8 @@
-// The tensor core's warp-wide product and the loads that feed it, as inline PTX.
+// The tensor core's warp-wide products, as inline PTX.
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
@@ -19,29 +20,29 @@ __device__ inline void MmaBf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 16 bytes that are read once: they pass by the first-level cache.
-__device__ inline uint4 LoadStream(const void* from) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
+// The same with f16 operands.
+__device__ inline void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// d[16][8] += a[16][8] b[8][8], f16: the first halves of the operands above.
+__device__ inline void MmaF16Short(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
 }
 
-// (x & mask) | bits in one instruction.
-template <uint32_t kMask, uint32_t kBits>
-__device__ inline uint32_t MaskOr(uint32_t x) {
-  uint32_t out;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(x), "n"(kMask), "n"(kBits));
-  return out;
-}
-
-// a - b, a pair of bf16.
-__device__ inline uint32_t SubBf16x2(uint32_t a, uint32_t b) {
-  __nv_bfloat162 x, y;
+// a - b, a pair of f16.
+__device__ inline uint32_t SubF16x2(uint32_t a, uint32_t b) {
+  __half2 x, y;
   memcpy(&x, &a, 4);
   memcpy(&y, &b, 4);
-  const __nv_bfloat162 z = __hsub2(x, y);
+  const __half2 z = __hsub2(x, y);
   uint32_t out;
   memcpy(&out, &z, 4);
   return out;

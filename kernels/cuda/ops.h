@@ -17,7 +17,8 @@ absl::Status RopeRows(const RopeRowsArgs& args, Stream stream);
 absl::Status CopyRows(const CopyRowsArgs& args, Stream stream);
 // Weights as UploadMatrix made them. Up to 64 rows x enters exactly or nearly so (gemv.h), and the
 // launch does not depend on the row list: it can be captured in a graph. More rows need the
-// workspace and cuBLASLt; x is rounded to bf16.
+// workspace and cuBLASLt, which also take some calls of 9 rows and more without a list; x is then
+// rounded to bf16.
 absl::Status Matmul(const MatmulArgs& args, Stream stream);
 int64_t MatmulBytes(int32_t rows, int32_t k);  // k 0, a rank that a branch lacks: 0.
 absl::Status RmsNorm(const RmsNormArgs& args, Stream stream);

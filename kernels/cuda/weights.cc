@@ -1,4 +1,4 @@
-// Upload: packed panels of the host become the rows of matrix_layout.h. Rows are turned one block
+// Upload: packed panels of the host become the layout of matrix_layout.h. Rows are turned one block
 // at a time in page-locked memory, so that a large matrix needs little of it.
 #include <algorithm>
 #include <cstring>
@@ -15,29 +15,32 @@ namespace {
 
 constexpr int64_t kStagingBytes = 16 << 20;
 
-// The integers and scales of one output of a packed Q8 or Q4 matrix, as they are in the file.
-void PutQ8Row(const PackedMatrix& host, int32_t row, std::byte* data, std::byte* scales) {
+// The integers and scales of one output of a packed Q8 or Q4 matrix, as they are in the file, into
+// their tile.
+void PutQ8Row(const PackedMatrix& host, int32_t row, std::byte* tile) {
   const std::byte* panel = host.data + row / kPanelOutputs * PanelBytes(host.format, host.k);
-  const int32_t output = row % kPanelOutputs;
+  const int32_t output = row % kPanelOutputs, in_tile = row % kTileRows;
   for (int32_t group = 0; group < host.k / kGroup; ++group) {
-    std::memcpy(scales + 2 * group, panel + Q8ScaleOffset(group) + 2 * output, 2);
+    std::byte* const step = tile + group / 2 * TileStepBytes(WeightFormat::kQ8);
+    std::memcpy(step + ScaleByte(WeightFormat::kQ8, in_tile, group % 2),
+                panel + Q8ScaleOffset(group) + 2 * output, 2);
     const std::byte* quads = panel + Q8DataOffset(group);
-    std::byte* step = data + group / 2 * kStepBytes;
     for (int32_t i = 0; i < kGroup; ++i) {
-      // The packed layout adds 128: one bit turns it into two's complement.
-      step[Q8Byte(group % 2 * kGroup + i)] =
-          quads[i / 4 * kQuadBytes + 4 * output + i % 4] ^ std::byte{0x80};
+      // Both layouts add 128.
+      step[Q8Byte(in_tile, group % 2 * kGroup + i)] =
+          quads[i / 4 * kQuadBytes + 4 * output + i % 4];
     }
   }
 }
 
-void PutQ4Row(const PackedMatrix& host, int32_t row, std::byte* data, std::byte* scales) {
+void PutQ4Row(const PackedMatrix& host, int32_t row, std::byte* tile) {
   const std::byte* panel = host.data + row / kPanelOutputs * PanelBytes(host.format, host.k);
-  const int32_t output = row % kPanelOutputs;
+  const int32_t output = row % kPanelOutputs, in_tile = row % kTileRows;
   for (int32_t group = 0; group < host.k / kGroup; ++group) {
+    std::byte* const step = tile + group / 4 * TileStepBytes(WeightFormat::kQ4);
     const std::byte* from = panel + group * kQ4GroupBytes;
-    std::memcpy(scales + 4 * group, from + 2 * output, 2);
-    std::memcpy(scales + 4 * group + 2, from + kHalfVectorBytes + 2 * output, 2);
+    std::memcpy(step + ScaleByte(WeightFormat::kQ4, in_tile, group % 4), from + 2 * output, 2);
+    std::memcpy(step + Q4MinByte(in_tile, group % 4), from + kHalfVectorBytes + 2 * output, 2);
     const std::byte* quads = from + 2 * kHalfVectorBytes;
     for (int32_t i = 0; i < kGroup; ++i) {
       const int32_t quad = i / 4;
@@ -45,7 +48,7 @@ void PutQ4Row(const PackedMatrix& host, int32_t row, std::byte* data, std::byte*
           std::to_integer<uint32_t>(quads[quad % 4 * kQuadBytes + 4 * output + i % 4]);
       const uint32_t q = quad < 4 ? byte & 15u : byte >> 4;
       const int32_t at = group % 4 * kGroup + i;
-      std::byte* word = data + group / 4 * kStepBytes + 4 * Q4Word(at);
+      std::byte* word = step + Q4Word(in_tile, at);
       uint32_t bits;
       std::memcpy(&bits, word, 4);
       bits |= q << Q4Bit(at);
@@ -82,32 +85,31 @@ absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix& host, std::byte* d
                         WeightFormatName(host.format), host.n, host.k));
   }
   const WeightFormat format = UploadFormat(host.format);
-  const int64_t row_bytes = RowBytes(format, host.k), scale_bytes = ScaleRowBytes(format, host.k);
-  const int64_t rows_max = std::max<int64_t>(1, kStagingBytes / (row_bytes + scale_bytes));
-  const int64_t block = std::min<int64_t>(host.n, rows_max);
-  auto staging = PinnedMemory::Allocate(block * (row_bytes + scale_bytes));
+  // What is copied at a time: whole units of a row, or of a tile of them.
+  const int32_t unit_rows = IsTiled(format) ? kTileRows : 1;
+  const int64_t unit_bytes = IsTiled(format) ? TileBytes(format, host.k) : RowBytes(format, host.k);
+  const int64_t units = (host.n + unit_rows - 1) / unit_rows;
+  const int64_t block = std::min(units, std::max<int64_t>(1, kStagingBytes / unit_bytes));
+  auto staging = PinnedMemory::Allocate(block * unit_bytes);
   if (!staging.ok()) return staging.status();
-  std::byte* const data = staging->data();
-  std::byte* const scales = data + block * row_bytes;
   std::vector<float> values(static_cast<size_t>(host.k));
-  for (int64_t first = 0; first < host.n; first += block) {
-    const int64_t rows = std::min(block, host.n - first);
-    std::memset(data, 0, static_cast<size_t>(staging->bytes()));
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto row = static_cast<int32_t>(first + r);
+  for (int64_t first = 0; first < units; first += block) {
+    const int64_t count = std::min(block, units - first);
+    std::memset(staging->data(), 0, static_cast<size_t>(staging->bytes()));
+    const int64_t end = std::min<int64_t>(host.n, (first + count) * unit_rows);
+    for (int64_t r = first * unit_rows; r < end; ++r) {
+      const auto row = static_cast<int32_t>(r);
+      std::byte* const unit = staging->data() + (r / unit_rows - first) * unit_bytes;
       if (format == WeightFormat::kQ8) {
-        PutQ8Row(host, row, data + r * row_bytes, scales + r * scale_bytes);
+        PutQ8Row(host, row, unit);
       } else if (format == WeightFormat::kQ4) {
-        PutQ4Row(host, row, data + r * row_bytes, scales + r * scale_bytes);
+        PutQ4Row(host, row, unit);
       } else {
-        PutFloatRow(host, row, format == WeightFormat::kF32, &values, data + r * row_bytes);
+        PutFloatRow(host, row, format == WeightFormat::kF32, &values, unit);
       }
     }
-    absl::Status status = CopyToDevice(device + first * row_bytes, data, rows * row_bytes, stream);
-    if (status.ok() && scale_bytes > 0) {
-      status = CopyToDevice(device + ScaleOffset(format, host.n, host.k) + first * scale_bytes,
-                            scales, rows * scale_bytes, stream);
-    }
+    absl::Status status =
+        CopyToDevice(device + first * unit_bytes, staging->data(), count * unit_bytes, stream);
     // The staging memory is used again.
     if (status.ok()) status = Synchronize(stream);
     if (!status.ok()) return status;

@@ -33,17 +33,27 @@ class Matrices {
     const int64_t bytes = kernels::cuda::MatrixBytes(format, n, k);
     const int64_t copies = std::max<int64_t>(2, (int64_t{256} << 20) / bytes + 1);
     memory_ = AllocateOrDie(copies * bytes);
-    const int64_t data = kernels::cuda::ScaleOffset(format, n, k);
-    const int64_t scales = n * kernels::cuda::ScaleRowBytes(format, k);
+    const int32_t step_bytes = kernels::cuda::TileStepBytes(format);
+    const int32_t scales = step_bytes - kernels::cuda::kTileBytes;
+    const DeviceMemory random_scales = AllocateOrDie(bytes);
+    // Scales near 2^-6, of f16.
+    FillRandom(random_scales.data(), bytes, 0x80ff80ffu, 0x24002400u, stream);
     for (int64_t i = 0; i < copies; ++i) {
       std::byte* at = memory_.data() + i * bytes;
       const bool floats = format == WeightFormat::kBF16;
-      FillRandom(at, data, floats ? kKeepBf16 : ~0u, floats ? kSetBf16 : 0, stream);
-      // Scales near 2^-6, of f16.
-      if (scales > 0) FillRandom(at + data, scales, 0x80ff80ffu, 0x24002400u, stream);
+      FillRandom(at, bytes, floats ? kKeepBf16 : ~0u, floats ? kSetBf16 : 0, stream);
+      if (scales > 0) {
+        const auto pitch = static_cast<size_t>(step_bytes), width = static_cast<size_t>(scales);
+        const cudaError_t copied = cudaMemcpy2DAsync(
+            at + kernels::cuda::kTileBytes, pitch, random_scales.data(), width, width,
+            static_cast<size_t>(bytes / step_bytes), cudaMemcpyDeviceToDevice,
+            static_cast<cudaStream_t>(stream.cuda_stream));
+        OrDie(copied, "scales");
+      }
       list_.push_back({.format = format, .n = n, .k = k, .data = at});
     }
-    bytes_ = data + scales;
+    OrDie(kernels::cuda::Synchronize(stream), "matrices");
+    bytes_ = bytes;
   }
   const PackedMatrix& at(int i) const { return list_[static_cast<size_t>(i) % list_.size()]; }
   int64_t bytes() const { return bytes_; }
