@@ -4,7 +4,8 @@
 // and random ones. With --json FILE the rows are written as a branches file's `quality` list.
 //   quality_bench MODEL BRANCHES [--device auto|cpu|cuda] [--contexts N,N] [--rows N] [--k N,N]
 //                 [--threads N] [--all] [--rankings FILE] [--only NAME,NAME] [--json FILE]
-// --rankings adds those of a rankings file; --only keeps entries of these selectors.
+// --rankings adds those of a rankings file; --only keeps entries of these selectors or whole names,
+// beside the full model; --all adds rankings of an earlier stage of the branches.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -83,6 +84,27 @@ std::vector<Entry> MakeEntries(const BranchesHeader& header, int32_t layers,
     out.push_back(std::move(random));
   }
   return out;
+}
+
+// Those of the selectors or whole names in `only`, or all; NOT_FOUND names what there is when one
+// of them matches nothing.
+absl::StatusOr<std::vector<Entry>> Only(const std::string& only, std::vector<Entry> entries) {
+  if (only.empty()) return entries;
+  const auto selector = [](const Entry& entry) {
+    return entry.selector.substr(0, entry.selector.find('/'));
+  };
+  std::set<std::string> names;
+  for (const Entry& entry : entries) names.insert({selector(entry), entry.selector});
+  const std::set<std::string> wanted = absl::StrSplit(only, ',');
+  for (const std::string& name : wanted) {
+    if (names.contains(name)) continue;
+    return absl::NotFoundError(absl::StrCat("--only ", name, " matches nothing at these budgets; ",
+                                            "known are ", absl::StrJoin(names, ", ")));
+  }
+  std::erase_if(entries, [&](const Entry& entry) {
+    return !wanted.contains(selector(entry)) && !wanted.contains(entry.selector);
+  });
+  return entries;
 }
 
 struct Totals {
@@ -228,13 +250,14 @@ int Run(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", known.status().ToString().c_str());
     return 1;
   }
-  const std::string only = text("--only", "");
-  const std::set<std::string> wanted = absl::StrSplit(only, ',');
-  for (Entry& entry : MakeEntries(*known, layers, Numbers(text("--k", "20,15,10,7,5,3")),
-                                  flags.contains("--all"))) {
-    const std::string selector = entry.selector.substr(0, entry.selector.find('/'));
-    if (only.empty() || wanted.contains(selector)) entries.push_back(std::move(entry));
+  auto chosen = Only(
+      text("--only", ""),
+      MakeEntries(*known, layers, Numbers(text("--k", "20,15,10,7,5,3")), flags.contains("--all")));
+  if (!chosen.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(chosen.status().message()).c_str());
+    return 2;
   }
+  for (Entry& entry : *chosen) entries.push_back(std::move(entry));
   nlohmann::json rows = nlohmann::json::array();
   for (const Entry& entry : entries) {
     const double begin = Seconds();
