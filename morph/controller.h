@@ -36,7 +36,6 @@ struct MorphOptions {
   int32_t kept_max = 256;
   std::chrono::milliseconds tick{100};  // Between two looks at a plan that is watched.
   double quality_floor = 0.95;          // Of the tier `fastest`.
-  int32_t attempts_max = 4;             // Plans that one morph may try.
 };
 
 class MorphController {
@@ -94,12 +93,24 @@ class MorphController {
     std::function<void(absl::StatusOr<RollbackResult>)> rolled_back;
     bool running() const { return ended == absl::InfiniteFuture(); }
   };
-  struct Attempt;  // What the worker knows of the plan it tries.
+  // What the worker knows of the plan it tries.
+  struct Attempt {
+    std::shared_ptr<const CostModel> costs;
+    std::optional<Selection> selection;  // Of RESELECT; made once a morph.
+    PlanChoice choice;
+    bool already_named = false;  // The pointer names the plan: nothing is to be done.
+    bool registered = false;     // By this attempt; taken out again when it fails.
+  };
   using Task = absl::AnyInvocable<void()>;
 
   void Work();
   void RunMorph(Morph* morph);
   absl::Status Carry(Morph* morph);  // Everything; an error is the outcome.
+  // One plan, of at most so many full layers, from choosing to watching it.
+  absl::Status Try(Morph* morph, std::optional<int32_t> budget_max, Attempt* attempt);
+  // The most full layers, fewer than those that were tried last, for which there is a plan that the
+  // target and the order allow; or a status that says why there is none.
+  absl::StatusOr<int32_t> LowerBudget(const Morph& morph, const Attempt& attempt);
   absl::Status Select(Morph* morph, std::optional<int32_t> budget_max, Attempt* attempt);
   absl::Status Reselect(Morph* morph, MorphPhase phase, std::optional<int32_t> budget_max,
                         Attempt* attempt);

@@ -1,6 +1,5 @@
-// The worker of MorphController: a morph from its first phase to its last.
+// The phases of a morph of MorphController up to the watch.
 #include <algorithm>
-#include <exception>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -26,14 +25,6 @@ const char* PointerName(PlanPointer pointer) {
 }
 
 }  // namespace
-
-struct MorphController::Attempt {
-  std::shared_ptr<const CostModel> costs;
-  std::optional<Selection> selection;  // Of RESELECT; made once a morph.
-  PlanChoice choice;
-  bool already_named = false;  // The pointer names the plan: nothing is to be done.
-  bool registered = false;     // By this attempt; taken out again when it fails.
-};
 
 void MorphController::Work() {
   while (true) {
@@ -321,57 +312,6 @@ absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
     told = now;
     TellNow(morph, MorphPhase::kWatching, fraction, "watching");
   }
-}
-
-absl::Status MorphController::Carry(Morph* morph) {
-  Attempt attempt;
-  std::optional<int32_t> budget_max;
-  TellNow(morph, MorphPhase::kSelecting, 0,
-          morph->order.why.empty() ? "from the spec to a plan" : morph->order.why);
-  for (int32_t tries = 1;; ++tries) {
-    const auto run = [&]() -> absl::Status {
-      // A trace that a failure must not leave; a plan that a request uses lives on with it.
-      const absl::Cleanup take_out = [&] {
-        if (!attempt.registered) return;
-        engine_->plans().Remove(attempt.choice.plan->id()).IgnoreError();
-        attempt.registered = false;
-      };
-      MS_RETURN_IF_ERROR(Select(morph, budget_max, &attempt));
-      MS_RETURN_IF_ERROR(Prepare(morph, &attempt));
-      if (attempt.already_named) return absl::OkStatus();
-      MS_RETURN_IF_ERROR(Verify(morph, &attempt));
-      MS_RETURN_IF_ERROR(Switch(morph, &attempt));
-      return Watch(morph, &attempt);
-    };
-    const absl::Status status = run();
-    const bool missed = ReasonOf(status) == reason::kTargetMissed;
-    const int32_t k = attempt.choice.plan == nullptr ? 0 : attempt.choice.plan->full_layers();
-    if (!missed || !morph->order.retry_lower || tries >= options_.attempts_max || k == 0) {
-      return status;
-    }
-    budget_max = k - 1;
-    MutexLock lock(&mutex_);
-    Tell(morph, morph->last.phase, 1,
-         absl::StrFormat("%s; trying fewer full layers", std::string(status.message())));
-  }
-}
-
-void MorphController::RunMorph(Morph* morph) {
-  absl::Status status;
-  // The worker's last line: whatever a selector, a verifier or the library throws ends this morph
-  // and nothing else.
-  try {
-    status = Carry(morph);
-  } catch (const std::exception& error) {
-    status = WithReason(absl::InternalError(error.what()), reason::kWorkerFault);
-  } catch (...) {
-    status = WithReason(absl::InternalError("the worker failed"), reason::kWorkerFault);
-  }
-  const LoadPoint load = LoadOf(*engine_, morph->order.spec);
-  Conclude(morph, status);
-  // Not in a morph that failed, which changes nothing.
-  const std::shared_ptr<const CostModel> costs = costs_->Known();
-  if (status.ok() && costs != nullptr) PointTiers(engine_, *costs, load, options_.quality_floor);
 }
 
 }  // namespace morphserve

@@ -38,7 +38,11 @@ struct MorphOrder {
   absl::Duration watch;       // Zero: applied at once.
   bool auto_rollback = true;  // Else a plan that disappoints stays, and the events say so.
   double traffic = 1;         // Share of the requests that take the plan until it is applied.
-  bool retry_lower = false;   // A missed target tries fewer full layers before it rolls back.
+  // A target that is missed is tried with every lower number of full layers, down to `retry_k_min`
+  // and at most `retries_max` times (absent: as many as there are), before it rolls back.
+  bool retry_lower = false;
+  int32_t retry_k_min = 0;
+  std::optional<int32_t> retries_max;
   MorphOrigin origin = MorphOrigin::kOperator;
   std::string why;  // Of the autopilot; its first message.
   // Time per token that canary and watch hold the plan to where the spec has no such goal, at the

@@ -143,6 +143,31 @@ CanaryBounds ReadCanary(const v1::Canary& from, const ServerConfig& config, Faul
   return canary;
 }
 
+void ReadRetry(const v1::MorphRequest& request, const Engine& engine, FaultList* faults,
+               MorphOrder* order) {
+  order->retry_lower = request.retry_lower();
+  const std::optional<Target>& target = order->spec.target;
+  if (order->retry_lower && (!target.has_value() || !target->tpot_ms.has_value())) {
+    faults->Add("retry_lower", "is set, and spec has no target.tpot_ms that could be missed");
+  }
+  const auto needs_it = [&](const char* field) {
+    if (!order->retry_lower) faults->Add(field, "is set, and retry_lower is not");
+  };
+  if (request.has_retry_full_layers_min()) {
+    needs_it("retry_full_layers_min");
+    if (faults->CheckInteger("retry_full_layers_min", request.retry_full_layers_min(), 0,
+                             engine.info().layers)) {
+      order->retry_k_min = static_cast<int32_t>(request.retry_full_layers_min());
+    }
+  }
+  if (request.has_retries_max()) {
+    needs_it("retries_max");
+    if (faults->CheckInteger("retries_max", request.retries_max(), 1, engine.info().layers)) {
+      order->retries_max = static_cast<int32_t>(request.retries_max());
+    }
+  }
+}
+
 void WriteLoad(const LoadPoint& load, v1::Workload* out) {
   out->set_running(Unsigned32(load.running));
   out->set_context_tokens(Unsigned32(load.context));
@@ -225,7 +250,7 @@ absl::StatusOr<MorphOrder> ReadMorphOrder(const v1::MorphRequest& request, const
       faults.Add("traffic", "is only for the active pointer");
     }
   }
-  order.retry_lower = request.retry_lower();
+  ReadRetry(request, engine, &faults, &order);
   MS_RETURN_IF_ERROR(faults.ToStatus());
   return order;
 }

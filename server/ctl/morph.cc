@@ -28,6 +28,7 @@ struct MorphFlags {
   double watch_s = -1, traffic = 0, kl_max = -1;
   double recall_min = -1;
   int canary = -1;
+  int retry_min_full = -1, retries_max = 0;
 };
 struct RollbackFlags {
   std::string to, expect, pointer, key;
@@ -169,6 +170,10 @@ v1::MorphRequest RequestOf(const Context& context, const MorphFlags& flags) {
   if (flags.no_auto_rollback) request.set_auto_rollback(false);
   if (flags.traffic > 0) request.set_traffic(flags.traffic);
   request.set_retry_lower(flags.retry_lower);
+  if (flags.retry_min_full >= 0) {
+    request.set_retry_full_layers_min(static_cast<uint32_t>(flags.retry_min_full));
+  }
+  if (flags.retries_max > 0) request.set_retries_max(static_cast<uint32_t>(flags.retries_max));
   return request;
 }
 
@@ -320,7 +325,14 @@ void RegisterMorph(CLI::App* app, Context* context) {
   morph->add_option("--kl-max", flags->kl_max, "divergence that the canary passes");
   morph->add_option("--recall-min", flags->recall_min, "share of passkeys it must get right");
   morph->add_option("--traffic", flags->traffic, "share of new requests until applied");
-  morph->add_flag("--retry-lower", flags->retry_lower, "missed: try fewer full layers");
+  CLI::Option* retry = morph->add_flag("--retry-lower", flags->retry_lower,
+                                       "--tpot-ms missed: try every lower number of full layers");
+  morph->add_option("--retry-min-full", flags->retry_min_full, "but not fewer than these")
+      ->check(CLI::NonNegativeNumber)
+      ->needs(retry);
+  morph->add_option("--retries-max", flags->retries_max, "and no more plans than these")
+      ->check(CLI::PositiveNumber)
+      ->needs(retry);
   morph->add_flag("--no-auto-rollback", flags->no_auto_rollback, "only report a disappointment");
   morph->add_option("--expect", flags->expect, "refuse unless this plan is active");
   morph->add_option("--key", flags->key, "idempotency key; default: random");

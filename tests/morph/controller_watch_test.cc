@@ -11,6 +11,7 @@
 namespace morphserve {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 TEST_F(Controller, WatchesAndAppliesWhenTimeIsUp) {
@@ -126,6 +127,66 @@ TEST_F(Controller, ASlowCanaryTriesFewerFullLayersBeforeAnythingMoves) {
   for (const int32_t k : {4, 3}) {
     EXPECT_FALSE(engine_.plans().Find(engine_.Ranked(k)->id()).ok()) << "its canary failed";
   }
+}
+
+// 3.71 ms allow seven full layers; every canary with more than `kept` of them is slow.
+class Retries : public Controller {
+ protected:
+  MorphEvent RunFrom7(int32_t kept, const std::function<void(MorphOrder*)>& change) {
+    tried_.clear();
+    verifier_.on_verify = [this, kept](const VerifyRequest& request, const std::atomic<bool>&) {
+      tried_.push_back(request.plan->full_layers());
+      VerifyReport report = FakeVerifier::Good();
+      report.step_ms = request.plan->full_layers() > kept ? 9 : 3;
+      return absl::StatusOr<VerifyReport>(report);
+    };
+    MorphOrder order = Order(Tpot(3.71));
+    order.retry_lower = true;
+    change(&order);
+    return Run(std::move(order));
+  }
+  std::vector<int32_t> tried_;
+};
+
+TEST_F(Retries, GoDownToTheLastPlan) {
+  const MorphEvent last = RunFrom7(0, [](MorphOrder*) {});
+  EXPECT_EQ(last.phase, Phase::kApplied);
+  EXPECT_EQ(last.to.plan->full_layers(), 0);
+  EXPECT_THAT(tried_, ElementsAre(7, 6, 5, 4, 3, 2, 1, 0));
+}
+
+TEST_F(Retries, EndWhereTheyWereAskedTo) {
+  MorphEvent last = RunFrom7(0, [](MorphOrder* order) { order->retry_k_min = 5; });
+  EXPECT_EQ(last.phase, Phase::kFailed);
+  EXPECT_EQ(last.reason, reason::kTargetMissed);
+  EXPECT_THAT(last.message, HasSubstr("the last of 3 plans that were tried: 5 full layers are the "
+                                      "fewest to try"));
+  EXPECT_THAT(tried_, ElementsAre(7, 6, 5));
+  last = RunFrom7(0, [](MorphOrder* order) { order->retries_max = 1; });
+  EXPECT_EQ(last.reason, reason::kTargetMissed);
+  EXPECT_THAT(tried_, ElementsAre(7, 6));
+  last = RunFrom7(-1, [](MorphOrder*) {});
+  EXPECT_EQ(last.reason, reason::kTargetMissed);
+  EXPECT_EQ(tried_.size(), 8u);
+  ExpectUntouched();
+}
+
+TEST_F(Retries, PassOverWhatHasNoPlanAndStopAtTheQuality) {
+  auto known = std::make_shared<BranchesHeader>(*engine_.branches());
+  known->rankings.push_back({.selector = "sets",
+                             .order = {},
+                             .sets = {{0, 1, 2, 3, 4, 5, 6}, {0, 1, 2}, {4}},
+                             .gates = {}});
+  engine_.SetRankings(known);
+  MorphEvent last = RunFrom7(1, [](MorphOrder* order) { order->spec.target->selector = "sets"; });
+  EXPECT_EQ(last.phase, Phase::kApplied);
+  EXPECT_THAT(tried_, ElementsAre(7, 3, 1));
+  // Of six full layers it is 10 / 11.
+  last = RunFrom7(1, [](MorphOrder* order) { order->spec.target->quality_min = 0.9; });
+  EXPECT_EQ(last.phase, Phase::kFailed);
+  EXPECT_EQ(last.reason, reason::kTargetMissed) << "which is why it ended";
+  EXPECT_THAT(last.message, HasSubstr("quality 0.9 asked; with 5 full layers"));
+  EXPECT_THAT(tried_, ElementsAre(7, 6));
 }
 
 TEST_F(Controller, NothingGoesBackByItselfWhenAskedNotTo) {

@@ -456,6 +456,9 @@ TEST(MorphService, OrdersAreChecked) {
   };
   EXPECT_EQ(refusal([](auto* r) { r->clear_idempotency_key(); }), "FIELD_INVALID");
   EXPECT_EQ(refusal([](auto* r) { r->clear_spec(); }), "FIELD_INVALID");
+  EXPECT_EQ(refusal([](auto* r) { r->set_retry_lower(true); }), "FIELD_INVALID") << "no tpot_ms";
+  EXPECT_EQ(refusal([](auto* r) { r->set_retries_max(2); }), "FIELD_INVALID") << "nor retry_lower";
+  EXPECT_EQ(refusal([](auto* r) { r->set_retry_full_layers_min(1); }), "FIELD_INVALID");
   EXPECT_EQ(refusal([](auto* r) { r->mutable_spec()->mutable_target()->set_full_layers(99); }),
             "FIELD_INVALID");
   EXPECT_EQ(refusal([](auto* r) { r->mutable_spec()->mutable_target()->clear_full_layers(); }),
