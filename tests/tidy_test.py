@@ -69,7 +69,7 @@ BANNED_CALLS = [
 TRY_ALLOWED = (
     "engine/text/", "engine/loader/", "engine/model/model_config", "server/settings",
     "server/server_config", "server/auth", "server/translate", "server/ctl/", "tests/",
-    "morph/controller_run",  # The worker's boundary: a fault ends one morph.
+    "morph/controller_carry",  # The worker's boundary: a fault ends one morph.
 )
 
 MACHINE_TRACES = re.compile(
