@@ -5,8 +5,8 @@
 // the loads that wait for one another. Each group keeps the maximum and sum of its own positions;
 // they are merged in a fixed order at the end.
 //
-// Floor: SlotRingBytes a row and the read bandwidth. On an H200, 2026-11-27: 4.0 us for one row of
-// 9/3 x 64, 128 + 4 (tests/bench/gpu/RESULTS.md).
+// Floor: SlotRingBytes a row and the read bandwidth. Share on an H200, 2026-11-27: 0.24 for 64 rows
+// of 32/8 x 128, 512 + 4; one row of 9/3 x 64, 128 + 4 takes 3.8 us (tests/bench/gpu/RESULTS.md).
 #include <cmath>
 
 #include "kernels/cuda/bulk_prefetch.cuh"
