@@ -318,7 +318,7 @@ bool BetterLarge(const MatmulArgs& args) {
   }
   return std::all_of(args.parts.begin(), args.parts.end(), [&](const MatmulPart& part) {
     const PackedMatrix& w = *part.weights;
-    constexpr int64_t kSmall = int64_t{8} << 20;
+    constexpr int64_t kSmall = int64_t{16} << 20;
     return !IsTiled(w.format) || args.rows > 32 || (args.rows > 16 && int64_t{w.n} * w.k <= kSmall);
   });
 }
