@@ -179,6 +179,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
   const KvDType kv_dtype = ResolveKvDType(options, place);
   FillInfo(checkpoint, *weights, named, kv_dtype, &info);
   info.device_name = DeviceName(place, machine, threads);
+  info.on_device = place.on_device();
   MS_ASSIGN_OR_RETURN(
       parts.plans, MakeRegistry(options, named, config.layers, parts.base_id, parts.branches_id));
 

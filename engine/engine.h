@@ -112,6 +112,7 @@ struct EngineInfo {
   int64_t branch_parameters = 0;
   std::string base_id;      // Hex SHA-256 of the checkpoint's tensors.
   std::string device_name;  // "Intel Xeon ..., 2 threads, AVX3 vectors, AMX mat-mul".
+  bool on_device = false;   // A GPU computes; the CPU's cores are free for other work.
   MemoryVerdict memory;
 };
 

@@ -21,10 +21,10 @@ absl::Status TooLarge(int64_t bytes, int64_t limit) {
 
 // The outbox outlives the reactor's part in it, so the way to the engine goes through the state.
 std::shared_ptr<Outbox> MakeOutbox(const OutboxLimits& limits, const GenerationCall& call,
-                                   StreamWriter* writer) {
+                                   StreamWriter* writer, Delivery* delivery) {
   return std::make_shared<Outbox>(
       limits, call.clock(), writer,
-      [state = call.state()](const absl::Status& status) { state->Cancel(status); });
+      [state = call.state()](const absl::Status& status) { state->Cancel(status); }, delivery);
 }
 
 }  // namespace
@@ -85,8 +85,9 @@ grpc::Status GenerationCall::End(const absl::Status& status) {
   return end;
 }
 
-StreamReactor::StreamReactor(std::unique_ptr<GenerationCall> call, const OutboxLimits& limits)
-    : call_(std::move(call)), outbox_(MakeOutbox(limits, *call_, this)) {}
+StreamReactor::StreamReactor(std::unique_ptr<GenerationCall> call, const OutboxLimits& limits,
+                             Delivery* delivery)
+    : call_(std::move(call)), outbox_(MakeOutbox(limits, *call_, this, delivery)) {}
 
 void StreamReactor::OnDone() {
   outbox_->Detach();
@@ -129,9 +130,9 @@ void StreamReactor::Finish(const absl::Status& status) {
 
 CollectReactor::CollectReactor(std::unique_ptr<GenerationCall> call, const OutboxLimits& limits,
                                GenerationKind kind, int64_t response_bytes_max,
-                               grpc::ByteBuffer* response)
+                               grpc::ByteBuffer* response, Delivery* delivery)
     : call_(std::move(call)),
-      outbox_(MakeOutbox(limits, *call_, this)),
+      outbox_(MakeOutbox(limits, *call_, this, delivery)),
       kind_(kind),
       response_bytes_max_(response_bytes_max),
       response_(response) {}

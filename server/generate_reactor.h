@@ -74,7 +74,9 @@ class GenerationCall {
 class StreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                             private StreamWriter {
  public:
-  StreamReactor(std::unique_ptr<GenerationCall> call, const OutboxLimits& limits);
+  // `delivery` may be null (outbox.h).
+  StreamReactor(std::unique_ptr<GenerationCall> call, const OutboxLimits& limits,
+                Delivery* delivery);
 
   const std::shared_ptr<Outbox>& outbox() const { return outbox_; }
   const std::shared_ptr<GenerationState>& state() const { return call_->state(); }
@@ -100,7 +102,8 @@ class CollectReactor final : public grpc::ServerUnaryReactor, private StreamWrit
  public:
   // `response` is gRPC's. An answer above `response_bytes_max` is RESPONSE_TOO_LARGE.
   CollectReactor(std::unique_ptr<GenerationCall> call, const OutboxLimits& limits,
-                 GenerationKind kind, int64_t response_bytes_max, grpc::ByteBuffer* response);
+                 GenerationKind kind, int64_t response_bytes_max, grpc::ByteBuffer* response,
+                 Delivery* delivery);
 
   const std::shared_ptr<Outbox>& outbox() const { return outbox_; }
   const std::shared_ptr<GenerationState>& state() const { return call_->state(); }

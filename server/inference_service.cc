@@ -43,6 +43,7 @@ InferenceService::InferenceService(const ServingState* state, const Authorizer* 
       metrics_(metrics),
       clock_(clock),
       outbox_limits_(LimitsOf(state->config())),
+      delivery_(Delivery::ThreadsOfMachine()),
       watchdog_(WatchInterval(state->config()), clock,
                 [metrics](int64_t delta) {
                   if (metrics != nullptr) metrics->AddOutboxBytes(delta);
@@ -102,13 +103,19 @@ grpc::ServerUnaryReactor* InferenceService::CountTokens(grpc::CallbackServerCont
          const CallFacts& facts) { return translator.CountTokens(message, facts); });
 }
 
+Delivery* InferenceService::DeliveryOfEngine() {
+  const Engine* const engine = state_->engine();
+  return engine != nullptr && engine->info().on_device ? &delivery_ : nullptr;
+}
+
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request, GenerationKind kind,
     std::string_view method) {
   const absl::StatusOr<Identity> identity = authorizer_->Authorize(context, {Scope::kInfer});
   const CallInfo info = ReadCall(*context);
-  auto* reactor = new StreamReactor(
-      std::make_unique<GenerationCall>(context, info, metrics_, clock_, method), outbox_limits_);
+  auto* reactor =
+      new StreamReactor(std::make_unique<GenerationCall>(context, info, metrics_, clock_, method),
+                        outbox_limits_, DeliveryOfEngine());
   Start(identity, info, clock_->Now(),
         {.kind = kind,
          .bytes = *request,
@@ -125,9 +132,9 @@ grpc::ServerUnaryReactor* InferenceService::StartUnary(grpc::CallbackServerConte
                                                        std::string_view method) {
   const absl::StatusOr<Identity> identity = authorizer_->Authorize(context, {Scope::kInfer});
   const CallInfo info = ReadCall(*context);
-  auto* reactor =
-      new CollectReactor(std::make_unique<GenerationCall>(context, info, metrics_, clock_, method),
-                         outbox_limits_, kind, state_->config().grpc.send_bytes_max, response);
+  auto* reactor = new CollectReactor(
+      std::make_unique<GenerationCall>(context, info, metrics_, clock_, method), outbox_limits_,
+      kind, state_->config().grpc.send_bytes_max, response, DeliveryOfEngine());
   Start(identity, info, clock_->Now(),
         {.kind = kind,
          .bytes = *request,

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "engine/base/clock.h"
 #include "server/auth.h"
+#include "server/delivery.h"
 #include "server/generate_reactor.h"
 #include "server/server_metrics.h"
 #include "server/serving_state.h"
@@ -91,12 +92,15 @@ class InferenceService final : public RawInference {
                                       const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
                                       std::string_view method, Answer answer);
   absl::Status PoolIsFull() const;
+  // Null when the engine's thread delivers.
+  Delivery* DeliveryOfEngine();
 
   const ServingState* const state_;
   const Authorizer* const authorizer_;
   ServerMetrics* const metrics_;
   const Clock* const clock_;
   const OutboxLimits outbox_limits_;
+  Delivery delivery_;
   StreamWatchdog watchdog_;
   TextPool pool_;  // Last: its jobs use everything above.
 };

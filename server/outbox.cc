@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/check.h"
 #include "engine/engine.h"
+#include "server/delivery.h"
 
 namespace morphserve {
 namespace {
@@ -44,8 +45,12 @@ struct Outbox::Step {
 };
 
 Outbox::Outbox(const OutboxLimits& limits, const Clock* clock, StreamWriter* writer,
-               std::function<void(const absl::Status&)> cancel)
-    : limits_(limits), clock_(clock), writer_(writer), cancel_(std::move(cancel)) {}
+               std::function<void(const absl::Status&)> cancel, Delivery* delivery)
+    : limits_(limits),
+      clock_(clock),
+      writer_(writer),
+      cancel_(std::move(cancel)),
+      delivery_(delivery) {}
 
 void Outbox::Open() {
   std::optional<absl::Status> ended;
@@ -98,7 +103,7 @@ void Outbox::OnStarted(const StartedEvent& event) {
     if (end_.has_value()) return;
     queue_.emplace_back(event);
   }
-  Pump();
+  PumpSoon();
 }
 
 bool Outbox::JoinTokens(TokensEvent* event) {
@@ -131,7 +136,7 @@ void Outbox::OnTokens(TokensEvent event) {
                       kSlowReaderReason));
     return;
   }
-  Pump();
+  PumpSoon();
 }
 
 void Outbox::OnFinished(const FinishedEvent& event) {
@@ -140,7 +145,7 @@ void Outbox::OnFinished(const FinishedEvent& event) {
     if (end_.has_value()) return;
     queue_.emplace_back(event);
   }
-  Pump();
+  PumpSoon();
 }
 
 void Outbox::OnDone(DoneEvent event) {
@@ -149,10 +154,31 @@ void Outbox::OnDone(DoneEvent event) {
     if (end_.has_value()) return;
     done_ = std::move(event);
   }
-  Pump();
+  PumpSoon();
 }
 
 void Outbox::OnError(const absl::Status& status) { Fail(status); }
+
+void Outbox::PumpSoon() {
+  if (delivery_ == nullptr) {
+    Pump();
+    return;
+  }
+  {
+    MutexLock lock(&mutex_);
+    if (posted_) return;
+    posted_ = true;
+  }
+  delivery_->Post(shared_from_this());
+}
+
+void Outbox::Deliver() {
+  {
+    MutexLock lock(&mutex_);
+    posted_ = false;  // What comes from here on is posted again.
+  }
+  Pump();
+}
 
 void Outbox::OnWritten(bool ok) {
   {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <variant>
 
@@ -21,6 +22,8 @@
 #include "engine/request.h"
 
 namespace morphserve {
+
+class Delivery;
 
 using OutboxEvent = std::variant<StartedEvent, TokensEvent, FinishedEvent>;
 
@@ -46,12 +49,13 @@ struct OutboxLimits {
   absl::Duration write_stall = absl::Seconds(30);  // Without a completed write.
 };
 
-class Outbox final : public TokenSink {
+class Outbox final : public TokenSink, public std::enable_shared_from_this<Outbox> {
  public:
   // `cancel` ends the request in the engine; it is called at most once, only between Open and the
-  // end of the request. `clock` and `writer` as said above.
+  // end of the request. `clock` and `writer` as said above. With `delivery`, which outlives this,
+  // the engine's events are written on its threads; without, within the engine's calls.
   Outbox(const OutboxLimits& limits, const Clock* clock, StreamWriter* writer,
-         std::function<void(const absl::Status&)> cancel);
+         std::function<void(const absl::Status&)> cancel, Delivery* delivery = nullptr);
 
   // The engine has taken the request. Until then events are only kept.
   void Open();
@@ -70,6 +74,9 @@ class Outbox final : public TokenSink {
   void OnDone(DoneEvent event) override;
   void OnError(const absl::Status& status) override;
 
+  // Writes what the engine left since the last time: what Delivery calls.
+  void Deliver();
+
   // The pending write ended. `ok` false: the client is gone.
   void OnWritten(bool ok);
 
@@ -85,6 +92,8 @@ class Outbox final : public TokenSink {
   // What Pump found to do next.
   struct Step;
 
+  // After an event of the engine: Pump, here or by the delivery.
+  void PumpSoon();
   void Pump();
   std::optional<Step> NextStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool JoinTokens(TokensEvent* event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -93,6 +102,7 @@ class Outbox final : public TokenSink {
   const Clock* const clock_;
   StreamWriter* const writer_;
   const std::function<void(const absl::Status&)> cancel_;
+  Delivery* const delivery_;
 
   mutable Mutex mutex_;
   std::deque<OutboxEvent> queue_ ABSL_GUARDED_BY(mutex_);
@@ -103,6 +113,7 @@ class Outbox final : public TokenSink {
   bool accepted_ ABSL_GUARDED_BY(mutex_) = false;  // The writer was told.
   bool calling_ ABSL_GUARDED_BY(mutex_) = false;   // Some thread is inside the writer.
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;   // A write waits for OnWritten.
+  bool posted_ ABSL_GUARDED_BY(mutex_) = false;    // Deliver will be called.
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // The writer was given the end.
   bool abandoned_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

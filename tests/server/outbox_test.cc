@@ -16,7 +16,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/mutex.h"
 #include "engine/engine.h"
-
+#include "server/delivery.h"
 namespace morphserve {
 namespace {
 
@@ -313,6 +313,7 @@ class SelfDeletingWriter final : public StreamWriter {
 // Engine, client, network and watch all at once, many times; exactly one end whatever happens.
 TEST(OutboxRaces, EveryInterleavingHasExactlyOneEnd) {
   std::mt19937 random(7);
+  Delivery delivery(2);
   for (int round = 0; round < 300; ++round) {
     const uint32_t mode = static_cast<uint32_t>(random());
     FakeClock clock;
@@ -321,8 +322,9 @@ TEST(OutboxRaces, EveryInterleavingHasExactlyOneEnd) {
     std::atomic<bool> over{false};
     auto* writer = new SelfDeletingWriter(&ends);
     const std::shared_ptr<std::atomic<bool>> pending = writer->pending();
-    auto outbox = std::make_shared<Outbox>(OutboxLimits{.bytes_max = 4096}, &clock, writer,
-                                           [&cancels](const absl::Status&) { ++cancels; });
+    auto outbox = std::make_shared<Outbox>(
+        OutboxLimits{.bytes_max = 4096}, &clock, writer,
+        [&cancels](const absl::Status&) { ++cancels; }, (mode & 8) != 0 ? &delivery : nullptr);
     std::thread engine([outbox, mode] {
       outbox->OnStarted({});
       for (int i = 0; i < 20; ++i) outbox->OnTokens(Tokens(i % 2, "word "));
@@ -356,8 +358,8 @@ TEST(OutboxRaces, EveryInterleavingHasExactlyOneEnd) {
     while (ends.load() == 0 && absl::Now() < give_up) std::this_thread::yield();
     over = true;
     network.join();
-    EXPECT_EQ(ends.load(), 1) << "mode " << (mode & 7);
-    EXPECT_LE(cancels.load(), 1) << "mode " << (mode & 7);
+    EXPECT_EQ(ends.load(), 1) << "mode " << (mode & 15);
+    EXPECT_LE(cancels.load(), 1) << "mode " << (mode & 15);
     outbox->Detach();
   }
 }
