@@ -164,10 +164,11 @@ absl::Status LaunchFused(const RecurrentWork& work, cudaStream_t stream) {
 bool ChunksAreFused(const RecurrentWork& work) {
   const RecurrentMixerArgs& args = work.args;
   const auto segments = static_cast<int64_t>(args.segments.size());
-  // Lightning, and calls that ask for states between chunks, stay in two kernels until a test on a
-  // device has seen their outputs from one.
-  return args.kind == RecurrentKind::kGatedDelta && args.emits.empty() &&
-         args.shape.conv_taps <= kTaps && segments * args.shape.heads >= kManyHeads &&
+  // Calls of other forms stay in two kernels until a test on a device has seen their outputs from
+  // one.
+  const bool is_seen = args.kind == RecurrentKind::kGatedDelta && args.emits.empty() &&
+                       args.row_list == nullptr && args.rotary_dim == 0;
+  return is_seen && args.shape.conv_taps <= kTaps && segments * args.shape.heads >= kManyHeads &&
          segments * args.rows_max <= work.places;
 }
 
