@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from deploy_paths import BASE, ROOT
+from deploy_paths import BASE, GPU, ROOT
 
 SUFFIXES = ("_bucket", "_sum", "_count")
 # Series that Prometheus makes itself.
@@ -130,7 +130,8 @@ def flatten(tree, prefix=""):
 
 
 def config_files():
-    return [*sorted((ROOT / "deploy" / "config").glob("*.yaml")), BASE / "config.yaml"]
+    return [*sorted((ROOT / "deploy" / "config").glob("*.yaml")), BASE / "config.yaml",
+            GPU / "config.yaml"]
 
 
 @pytest.mark.parametrize("path", config_files(), ids=lambda p: pathlib.Path(p).name)
