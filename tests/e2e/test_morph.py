@@ -41,7 +41,7 @@ def morph(hybrid):
 def ctl(server, *arguments):
     return subprocess.run(
         [BIN / "morphctl", "--addr", server.address(), "--admin-addr", server.address("admin"),
-         *arguments], capture_output=True, text=True, timeout=120)
+         *arguments], capture_output=True, text=True, timeout=400)
 
 
 def events(server, *arguments):
