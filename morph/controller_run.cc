@@ -275,7 +275,8 @@ absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
   const MorphOrder& order = morph->order;
   const absl::Time begin = clock_->Now();
   const auto plan = attempt->choice.plan;
-  const WatchJudge::Options options{.latency = order.bound(),
+  const bool watched = order.watch > absl::ZeroDuration();
+  const WatchJudge::Options options{.latency = watched ? order.bound() : std::nullopt,
                                     .load = LoadOf(*engine_, order.spec),
                                     .slack = order.canary.latency_slack};
   gaps_->Begin({.plan_id = plan->id(),
@@ -284,7 +285,7 @@ absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
                 .costs = attempt->costs});
   const absl::Cleanup end = [this] { gaps_->End(); };
   WatchJudge judge(options, StatusOf(*plan));
-  TellNow(morph, MorphPhase::kWatching, 0, "watching");
+  TellNow(morph, MorphPhase::kWatching, 0, watched ? "watching" : "not watched, as asked");
   absl::Time told = begin;
   while (true) {
     {
@@ -299,9 +300,8 @@ absl::Status MorphController::Watch(Morph* morph, Attempt* attempt) {
     RunTasks();
     const absl::Status status = judge.Look(StatusOf(*plan), gaps_->Read());
     const absl::Time now = clock_->Now();
-    const double fraction = order.watch > absl::ZeroDuration()
-                                ? std::min(1.0, absl::FDivDuration(now - begin, order.watch))
-                                : 1;
+    const double fraction =
+        watched ? std::min(1.0, absl::FDivDuration(now - begin, order.watch)) : 1;
     {
       MutexLock lock(&mutex_);
       TakeWatched(judge, options.load, morph);

@@ -62,7 +62,7 @@ absl::Status WatchJudge::LookAtLatency(const WatchGaps::Reading& gaps) {
   }
   if (!options_.latency.has_value()) return absl::OkStatus();
   const std::string load =
-      absl::StrFormat("%d sequences of %d tokens", options_.load.running, options_.load.context);
+      absl::StrFormat("%d x %d tokens", options_.load.running, options_.load.context);
   if (!measured_.has_value()) {
     latency_text_ = absl::StrFormat(
         "the target was not judged: %d times between tokens at loads like %s, and %d at others; "

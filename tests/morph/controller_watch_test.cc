@@ -43,6 +43,15 @@ TEST_F(Controller, SaysWhenATargetWasNotJudged) {
   EXPECT_FALSE(last.measured->samples.has_value()) << "what the canary measured stays";
 }
 
+TEST_F(Controller, SaysNothingOfTimesThatNobodyAskedItToWatch) {
+  Events events;
+  const auto id = controller_->Start(Order(Tpot(3.41), absl::ZeroDuration()));
+  ASSERT_TRUE(controller_->Subscribe(*id, events.Listener()).ok());
+  const MorphEvent last = events.WaitForEnd();
+  EXPECT_EQ(last.phase, Phase::kApplied);
+  EXPECT_EQ(last.message, "applied");
+}
+
 // The mean is well below the target all along.
 TEST_F(Controller, GoesBackWhenThePercentileOfTheTargetIsMissed) {
   MorphSpec spec = Tpot(3.45);

@@ -81,9 +81,10 @@ TEST(WatchJudge, APercentileNeedsFiveTimesAboveIt) {
   few.others = 7;
   EXPECT_EQ(judge.Look(Status(), few), absl::OkStatus());
   EXPECT_FALSE(judge.measured().has_value());
-  EXPECT_EQ(judge.latency_text(),
-            "the target was not judged: 499 times between tokens at loads like 1 sequences of 1000 "
-            "tokens, and 7 at others; p99 needs 500");
+  EXPECT_EQ(
+      judge.latency_text(),
+      "the target was not judged: 499 times between tokens at loads like 1 x 1000 tokens, and 7 "
+      "at others; p99 needs 500");
   EXPECT_EQ(ReasonOf(judge.Look(Status(), Times(500, 500))), reason::kTargetMissed);
 }
 
