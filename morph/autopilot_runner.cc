@@ -46,7 +46,7 @@ AutopilotRunner::AutopilotRunner(Engine* engine, CostSource* costs, MorphControl
     standing_ = Restore();
     window_->SetLength(standing_.target.window);
     pilot_.SetTarget(standing_.target);
-    state_.decision.why = "nothing was decided yet";
+    ForgetDecision();
     heard_epoch_ = epoch_;
   }
   const auto number = controller_->Subscribe("", [this](const MorphEvent& event) { Hear(event); });
@@ -113,6 +113,15 @@ absl::StatusOr<AutopilotState> AutopilotRunner::ResetTarget() {
   return TakeAndKeep({.target = settings_});
 }
 
+// What was decided under another target would read as if it were of this one.
+void AutopilotRunner::ForgetDecision() {
+  state_.decision = AutopilotDecision();
+  state_.decision.why = "nothing was decided yet";
+  state_.decided_at = absl::InfinitePast();
+  state_.active = {};
+  state_.measured = {};
+}
+
 // First it holds, then it is written: a disk that hangs delays the answer and nothing else.
 AutopilotState AutopilotRunner::TakeAndKeep(StandingTarget standing) {
   {
@@ -120,6 +129,7 @@ AutopilotState AutopilotRunner::TakeAndKeep(StandingTarget standing) {
     standing_ = standing;
     window_->SetLength(standing_.target.window);
     pilot_.SetTarget(standing_.target);
+    ForgetDecision();
   }
   const absl::Status kept = Keep(standing);
   // Without a file the settings are what a restart takes.

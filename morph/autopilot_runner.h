@@ -73,6 +73,7 @@ class AutopilotRunner {
   StandingTarget Restore() const;  // At the start.
   AutopilotState TakeAndKeep(StandingTarget standing) ABSL_EXCLUSIVE_LOCKS_REQUIRED(changing_);
   absl::Status Keep(const StandingTarget& standing) const;  // In the file.
+  void ForgetDecision() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   AutopilotState Copy() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   AutopilotInputs Look(const PlanVisit& active);
   void Hear(const MorphEvent& event);

@@ -288,6 +288,8 @@ TEST_F(Runner, TheTargetChangesLiveAndIsChecked) {
   });
   ASSERT_TRUE(good.ok()) << good.status();
   EXPECT_TRUE(good->standing.target.enabled);
+  EXPECT_EQ(good->active.plan, nullptr) << "that it was off is no decision under this target";
+  EXPECT_EQ(good->decision.why, "nothing was decided yet");
   Serve(1, 5000);
   const MorphEvent end = WaitForEnd(State().last_morph_id);
   EXPECT_EQ(end.to.plan->full_layers(), 3);
