@@ -121,10 +121,21 @@ print(f"{(linear + full) / 2:.2f}")
 PYTHON
 }
 
+# A stream of the new plan, from its switch on: what the watch measures.
+stream_after_switch() {
+  local i
+  for ((i = 0; i < 600; ++i)); do
+    grep -q SWITCHED "${RUN}/morph.txt" 2>/dev/null && break
+    sleep 0.1
+  done
+  "$@" chat --prompt "Tell me a long story about a mountain." --max-tokens 300 --ignore-eos \
+    --temperature 0 --stats >"${RUN}/stream_after.txt" 2>&1
+}
+
 # The active plan changes while a stream runs, and back.
 morph_live() {
   local call=("${BIN}/morphctl" --addr "${INFERENCE}" --admin-addr "${ADMIN}")
-  local target stream_pid applied=yes
+  local target stream_pid after_pid applied=yes
   say "A live morph: what do steps cost on this machine? (seconds, once)"
   target="$(middle_target "${LONG_PROMPT}")" || die "the costs were not measured"
   "${call[@]}" costs
@@ -132,16 +143,23 @@ morph_live() {
   "${call[@]}" chat --prompt "Tell me a long story about a river." --max-tokens 400 --ignore-eos \
     --temperature 0 --stats >"${RUN}/stream.txt" 2>&1 &
   stream_pid=$!
+  rm -f "${RUN}/morph.txt"
+  stream_after_switch "${call[@]}" &
+  after_pid=$!
   # A busy machine can miss a target that it would meet when quiet: then the old plan serves on.
-  "${call[@]}" morph --tpot-ms "${target}" --context "${LONG_PROMPT}" --batch 1 --watch 2 \
-    --retry-lower || applied=no
+  "${call[@]}" morph --tpot-ms "${target}" --context "${LONG_PROMPT}" --batch 1 --watch 4 \
+    --retry-lower | tee "${RUN}/morph.txt" || applied=no
   wait "${stream_pid}" || die "the stream was harmed: $(tail -n 3 "${RUN}/stream.txt")"
   note "the stream ran on, on the plan it began with:"
   tail -n 1 "${RUN}/stream.txt"
   if [[ "${applied}" == no ]]; then
+    kill "${after_pid}" 2>/dev/null || true
     note "the target was missed just now, so the plan that served goes on serving"
     return
   fi
+  wait "${after_pid}" || die "the stream after the switch failed: $(tail -n 3 "${RUN}/stream_after.txt")"
+  note "and one that began after the switch:"
+  tail -n 1 "${RUN}/stream_after.txt"
   say "And back"
   "${call[@]}" rollback
 }
