@@ -2,7 +2,7 @@
 # what CI, a developer and this image build with cannot drift apart. No model is inside.
 #   docker build -t morphserve:0.1.0 .              the server
 #   docker build --build-arg CUDA=ON -t morphserve:0.1.0-cuda .
-#                                                   for H100 and H200 too, 0.6 GB larger: cuBLASLt
+#                                                   for H100 and H200 too, 0.5 GB larger: cuBLASLt
 #   docker build --target test -t morphserve-test . builds and runs every test
 ARG CUDA=OFF
 

@@ -153,7 +153,7 @@ morph_live() {
   note "the stream ran on, on the plan it began with:"
   tail -n 1 "${RUN}/stream.txt"
   if [[ "${applied}" == no ]]; then
-    kill "${after_pid}" 2>/dev/null || true
+    kill "${after_pid}" 2>/dev/null || true  # It may have ended by itself.
     note "the target was missed just now, so the plan that served goes on serving"
     return
   fi

@@ -1,8 +1,8 @@
-// Delivery brings events to clients on threads of its own. To serialise a message and to hand it to
-// gRPC takes 10 to 20 us, which an engine thread that serves 256 streams from a device would pay
-// for each before every step. A server on the CPU has no core to spare for it, and delivers on the
-// engine's thread. Thread rule: Post from any thread until destruction, which delivers what waits.
-// The threads start with the first Post.
+// Delivery brings events to clients on threads of its own. Otherwise the engine's thread serialises
+// a message and hands it to gRPC for every stream before it begins the next step, while the device
+// waits. A server on the CPU has no core to spare for it, and delivers on the engine's thread.
+// Thread rule: Post from any thread until destruction, which delivers what waits. The threads start
+// with the first Post.
 #pragma once
 
 #include <cstdint>

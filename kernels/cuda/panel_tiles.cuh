@@ -73,14 +73,6 @@ __device__ inline void StorePiece(uint32_t address, const uint4& piece) {
                "r"(piece.y), "r"(piece.z), "r"(piece.w)
                : "memory");
 }
-__device__ inline uint4 LoadPiece(uint32_t address) {
-  uint4 piece;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
-               : "r"(address)
-               : "memory");
-  return piece;
-}
 
 // Zeros in rows [begin, kRows) of `panels` panels, by threads of which this is `thread`.
 template <int kRows = 64>
