@@ -58,8 +58,9 @@ struct AttentionArgs {
   int32_t window = 0;                 // 0: unlimited.
   const int32_t* row_list = nullptr;  // Or null.
   std::span<const AttentionSegment> segments;
-  int32_t rows_max = 0;    // CUDA: no segment has more rows,
-  int32_t kv_len_max = 0;  // nor sees more positions. The CPU reads the segments.
+  int32_t rows_max = 0;     // CUDA: no segment has more rows,
+  int32_t kv_len_max = 0;   // nor sees more positions,
+  int32_t first_chunk = 0;  // and none before this one has more than one row. The CPU reads them.
   // Null, or what to do to the segments' rows before: kernels/qk_rope_append.h. It has the same q,
   // pages, shape and row list; a backend may fuse it, and leave q and k as they are.
   const QkRopeAppendArgs* append = nullptr;

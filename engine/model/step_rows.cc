@@ -16,6 +16,13 @@ RowSet SetOf(const std::vector<int32_t>& list, size_t all) {
           .count = static_cast<int32_t>(list.size())};
 }
 
+template <typename Segment>
+int32_t FirstChunk(const std::vector<Segment>& segments) {
+  const auto first = std::find_if(segments.begin(), segments.end(),
+                                  [](const Segment& segment) { return segment.row_count > 1; });
+  return static_cast<int32_t>(first - segments.begin());
+}
+
 }  // namespace
 
 void StepRows::Split(const StepBatch& batch, int32_t layer) {
@@ -75,6 +82,8 @@ LayerRows StepRows::View() {
                     .mixer = mixer,
                     .emits = emits,
                     .nonfinite = nonfinite.data()};
+  view.attention_first_chunk = FirstChunk(attention);
+  view.mixer_first_chunk = FirstChunk(mixer);
   for (const kernels::AttentionSegment& segment : attention) {
     view.attention_rows_max = std::max(view.attention_rows_max, segment.row_count);
     view.kv_len_max = std::max(view.kv_len_max, segment.kv_len);

@@ -147,8 +147,10 @@ int PagesMax(const AttentionArgs& args) {
 absl::Status Check(const AttentionArgs& args) {
   if (args.head_dim < 1 || args.head_dim > kHeadDimMax || args.kv_heads < 1 || args.heads < 1 ||
       args.heads % args.kv_heads != 0 || args.window < 0 || args.rows_max < 0 ||
-      args.kv_len_max < 0 || args.segments.size() > 65535 || args.rows_max > 65535 * 64 ||
-      args.heads > 2047 || !(args.scale > 0) || !std::isfinite(args.scale)) {
+      args.kv_len_max < 0 || args.first_chunk < 0 ||
+      static_cast<size_t>(args.first_chunk) > args.segments.size() ||
+      args.segments.size() > 65535 || args.rows_max > 65535 * 64 || args.heads > 2047 ||
+      !(args.scale > 0) || !std::isfinite(args.scale)) {
     return absl::InvalidArgumentError(
         absl::StrFormat("PagedAttention: head_dim %d, heads %d/%d, scale %g, window %d, %d "
                         "segments of up to %d rows",
@@ -235,7 +237,17 @@ absl::Status PagedAttention(const AttentionArgs& args, Stream stream) {
     status = LaunchPlainAttention(launch);
   } else {
     status = LaunchTensorCoreDecode(launch);
-    if (status.ok() && args.rows_max > 1) status = LaunchTensorCorePrefill(launch);
+    if (status.ok() && args.rows_max > 1) {
+      // A grid over the decode rows as well would be thousands of blocks with nothing to do.
+      AttentionArgs chunks = args;
+      chunks.segments = args.segments.subspan(static_cast<size_t>(args.first_chunk));
+      if (!chunks.segments.empty()) {
+        status = LaunchTensorCorePrefill({.args = chunks,
+                                          .partial = launch.partial,
+                                          .stream = launch.stream,
+                                          .append = launch.append});
+      }
+    }
   }
   if (status.ok() && splits > 1 && !MergesInCluster(args, splits)) status = LaunchMerge(launch);
   return status;

@@ -62,6 +62,15 @@ bool IsChunked(const RecurrentMixerArgs& args) {
          (args.kind == RecurrentKind::kLightning || args.qk_norm == QkNorm::kL2);
 }
 
+// The work of the segments from the first one of several rows on: a grid over the decode rows as
+// well would be thousands of blocks with nothing to do.
+RecurrentWork ChunksOf(const RecurrentWork& work) {
+  RecurrentWork chunks = work;
+  chunks.args.segments = work.args.segments.subspan(static_cast<size_t>(work.args.first_chunk));
+  if (work.args.nonfinite != nullptr) chunks.args.nonfinite += work.args.first_chunk;
+  return chunks;
+}
+
 // Segments of more than one row, in chunks.
 absl::Status LaunchChunked(const RecurrentWork& work, Stream stream) {
   if (ChunksAreFused(work)) return LaunchRecurrentFused(work, StreamOf(stream));
@@ -101,15 +110,18 @@ absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream) {
   absl::Status status = CheckShape(args);
   if (status.ok()) status = CheckPointers(args);
   if (!status.ok()) return status;
-  if (args.segments.size() > 65535 || args.rows_max < 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("RecurrentMixer: %d segments of %d rows",
-                                                      args.segments.size(), args.rows_max));
+  if (args.segments.size() > 65535 || args.rows_max < 0 || args.first_chunk < 0 ||
+      static_cast<size_t>(args.first_chunk) > args.segments.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("RecurrentMixer: %d segments of %d rows, chunks from %d",
+                        args.segments.size(), args.rows_max, args.first_chunk));
   }
   if (args.segments.empty() || args.rows_max == 0) return absl::OkStatus();
   const SlotShape& shape = args.shape;
   // The places of all segments lie below those that the workspace was made for.
   const int64_t places = args.workspace_bytes / BytesPerPlace(shape.heads, shape.head_dim);
-  const bool has_chunks = args.rows_max > 1;
+  const bool has_chunks =
+      args.rows_max > 1 && static_cast<size_t>(args.first_chunk) < args.segments.size();
   if (has_chunks && (args.workspace == nullptr || places < args.rows_max ||
                      reinterpret_cast<uintptr_t>(args.workspace) % 64 != 0)) {
     return absl::InvalidArgumentError(absl::StrFormat(
@@ -123,10 +135,11 @@ absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream) {
                               .places = places};
   status = LaunchRecurrentDecode(work, StreamOf(stream));
   if (has_chunks) {
+    const RecurrentWork chunks = ChunksOf(work);
     if (status.ok()) {
-      status = IsChunked(args) ? LaunchChunked(work, stream) : LaunchByToken(work, stream);
+      status = IsChunked(args) ? LaunchChunked(chunks, stream) : LaunchByToken(chunks, stream);
     }
-    if (status.ok()) status = LaunchRecurrentRemember(work, StreamOf(stream));
+    if (status.ok()) status = LaunchRecurrentRemember(chunks, StreamOf(stream));
   }
   const bool is_finished = args.per_head_norm && (!has_chunks || IsChunked(args));
   if (status.ok() && !is_finished) {

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/error.h"
+#include "kernels/cuda/running_softmax.cuh"
 #include "kernels/cuda/selection_ops.h"
 #include "kernels/cuda/sequence_attention.cuh"
 #include "kernels/cuda/sequence_attention_launch.h"
@@ -15,38 +16,6 @@ template <int kDim>
 constexpr int SharedBytes() {
   return (kTileRows + 2 * kTileColumns) * TileStride<kDim>() * static_cast<int>(sizeof(float));
 }
-
-// The running softmax of the two rows of a lane.
-struct RunningSoftmax {
-  float highest[2] = {-INFINITY, -INFINITY};
-  float total[2] = {0, 0};
-
-  // Scores become probabilities times exp of a shift; `kept` is what sums so far must be scaled by.
-  __device__ inline void Add(float (&score)[kTileColumns / 8][4], float (&kept)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float now = highest[half];
-#pragma unroll
-      for (int n = 0; n < kTileColumns / 8; ++n) {
-        now = fmaxf(now, fmaxf(score[n][2 * half], score[n][2 * half + 1]));
-      }
-      now = QuadMax(now);
-      const float base = now == -INFINITY ? 0.0f : now;  // No key seen yet.
-      kept[half] = expf(highest[half] - base);
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < kTileColumns / 8; ++n) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          score[n][i] = expf(score[n][i] - base);
-          sum += score[n][i];
-        }
-      }
-      total[half] = total[half] * kept[half] + QuadSum(sum);
-      highest[half] = now;
-    }
-  }
-};
 
 // Block (64 rows, head); the longest rows first.
 template <int kDim>

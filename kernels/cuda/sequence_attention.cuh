@@ -23,13 +23,4 @@ __device__ inline float GateOf(const Args& args, int64_t row, int head) {
   return 2.0f / (1.0f + expf(-(args.gate[row * args.gate_stride + head] + args.gate_bias[head])));
 }
 
-// Row and key of element i of column tile n of a lane's product.
-__device__ inline int ElementRow(int i) {
-  return static_cast<int>(threadIdx.x) / kWarp * 16 + static_cast<int>(threadIdx.x) % kWarp / 4 +
-         i / 2 * 8;
-}
-__device__ inline int ElementColumn(int n, int i) {
-  return n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + i % 2;
-}
-
 }  // namespace morphserve::kernels::cuda

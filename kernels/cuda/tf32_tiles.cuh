@@ -138,6 +138,15 @@ __device__ inline void AddTimesColumns(float (&c)[kOut / 8][4],
   }
 }
 
+// Row and column of element i of column tile n of a lane's product.
+__device__ inline int ElementRow(int i) {
+  return static_cast<int>(threadIdx.x) / kWarp * 16 + static_cast<int>(threadIdx.x) % kWarp / 4 +
+         i / 2 * 8;
+}
+__device__ inline int ElementColumn(int n, int i) {
+  return n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + i % 2;
+}
+
 // Sum and maximum over the four lanes that hold a row.
 __device__ inline float QuadSum(float value) {
   value += __shfl_xor_sync(~0u, value, 1);

@@ -1,4 +1,4 @@
-// The launcher of the window mixer's decode rows.
+// The launchers of the window mixer's decode rows and of the attention of its chunks.
 #pragma once
 
 #include "absl/status/status.h"
@@ -9,5 +9,8 @@ struct WindowWork;
 
 // Segments of one row.
 absl::Status LaunchWindowDecode(const WindowWork& work, void* stream);
+
+// Segments of several rows, whose queries and keys are normed and rotated.
+absl::Status LaunchWindowAttend(const WindowWork& work, void* stream);
 
 }  // namespace morphserve::kernels::cuda

@@ -69,8 +69,10 @@ class BenchModel {
     if (header != nullptr) slot_shape_ = MakeSlotShape(header->config, config_, kv_dtype_);
     page_bytes_ = PageUnitBytes(config_, kv_dtype_);
     slot_bytes_ = SlotUnitBytes(config_, header, kv_dtype_);
-    const ModelLimits limits = {
-        .rows = 512, .sequences = 256, .context = context, .logit_rows = 64};
+    const ModelLimits limits = {.rows = place_.on_device() ? 2048 : 512,
+                                .sequences = 256,
+                                .context = context,
+                                .logit_rows = 64};
     auto model = PlaceModel(config_, *std::move(weights), std::move(branches), kv_dtype_, limits,
                             &place_, pool_.get());
     if (!model.ok()) Die(model.status());

@@ -1,8 +1,10 @@
-// step_bench: a whole decode step on the GPU, sampling and the host's share included: milliseconds,
+// step_bench: a whole step on the GPU, sampling and the host's share included: milliseconds,
 // the bytes it must move, and their share of the read bandwidth given. The floor is bytes over
 // bandwidth; see kernels/README.md.
 //   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16] [--bandwidth GB/S] [--arena GIB]
-// CASES: full_layers:batch:context, separated by commas; full_layers -1: all.
+// CASES: full_layers:batch:context or full_layers:batch:context:rows, separated by commas;
+// full_layers -1: all. `rows` rows of each sequence, the last of which has `context` tokens; one,
+// a decode step, unless given.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -20,6 +22,7 @@ struct Case {
   int32_t full = 0;
   int32_t batch = 0;
   int32_t context = 0;
+  int32_t rows = 1;
 };
 
 std::vector<Case> ParseCases(const std::string& text) {
@@ -27,9 +30,13 @@ std::vector<Case> ParseCases(const std::string& text) {
   for (const auto part : absl::StrSplit(text, ',')) {
     const std::vector<std::string> fields = absl::StrSplit(part, ':');
     Case one;
-    if (fields.size() != 3 || !absl::SimpleAtoi(fields[0], &one.full) ||
-        !absl::SimpleAtoi(fields[1], &one.batch) || !absl::SimpleAtoi(fields[2], &one.context)) {
-      std::fprintf(stderr, "step_bench: not full:batch:context: %s\n", std::string(part).c_str());
+    const bool has_rows = fields.size() == 4;
+    if ((fields.size() != 3 && !has_rows) || !absl::SimpleAtoi(fields[0], &one.full) ||
+        !absl::SimpleAtoi(fields[1], &one.batch) || !absl::SimpleAtoi(fields[2], &one.context) ||
+        (has_rows && !absl::SimpleAtoi(fields[3], &one.rows)) || one.rows < 1 ||
+        one.rows > one.context) {
+      std::fprintf(stderr, "step_bench: not full:batch:context[:rows]: %s\n",
+                   std::string(part).c_str());
       std::exit(2);
     }
     out.push_back(one);
@@ -60,16 +67,17 @@ int Main(int argc, char** argv) {
   const int32_t layers = bench.config().layers;
   std::printf("%s; weights %.0f MB, loaded in %.1f s\n", bench.place().info().name.c_str(),
               static_cast<double>(bench.weight_bytes()) / 1e6, bench.load_s());
-  std::printf("%-9s %6s %8s %10s %10s %9s %7s\n", "plan", "batch", "context", "ms", "MB", "GB/s",
-              "share");
+  std::printf("%-9s %6s %8s %6s %10s %10s %9s %7s\n", "plan", "batch", "context", "rows", "ms",
+              "MB", "GB/s", "share");
   for (const Case& one : cases) {
     const int32_t k = one.full < 0 ? layers : one.full;
     const LayerPlan plan = bench.Plan(k);
-    const double s = bench.Step(plan, one.batch, 1, one.context - 1, 50);
+    const int32_t repeats = one.rows == 1 ? 50 : 10;
+    const double s = bench.Step(plan, one.batch, one.rows, one.context - one.rows, repeats);
     const auto bytes = static_cast<double>(bench.StepBytes(plan, one.batch, one.context - 1));
-    std::printf("%-9s %6d %8d %10.4f %10.1f %9.0f %7.3f\n",
-                absl::StrFormat("%dF/%dL", k, layers - k).c_str(), one.batch, one.context, s * 1e3,
-                bytes / 1e6, bytes / s / 1e9, bandwidth > 0 ? bytes / s / bandwidth : 0);
+    std::printf("%-9s %6d %8d %6d %10.4f %10.1f %9.0f %7.3f\n",
+                absl::StrFormat("%dF/%dL", k, layers - k).c_str(), one.batch, one.context, one.rows,
+                s * 1e3, bytes / 1e6, bytes / s / 1e9, bandwidth > 0 ? bytes / s / bandwidth : 0);
     std::fflush(stdout);
   }
   return 0;

@@ -31,6 +31,7 @@ void MirrorSegments(CudaArgs<Base>* args, int32_t* places) {
   *places = 0;
   for (const MixerSegment& s : args->segments) {
     *places = std::max(*places, s.row_begin + s.row_count);
+    if (args->rows_max < 2 && s.row_count < 2) ++args->first_chunk;
     args->rows_max = std::max(args->rows_max, s.row_count);
   }
   mirror.Add(args->slots.data(), args->slots.size());
