@@ -51,6 +51,7 @@ void DequantizeBlock(DType type, const std::byte* block, float* out) {
     case DType::kF32: std::memcpy(out, block, sizeof(float)); return;
     case DType::kF16: *out = HalfToFloat(LoadU16(block)); return;
     case DType::kBF16: *out = BFloat16ToFloat(LoadU16(block)); return;
+    case DType::kF8_E4M3: *out = E4m3ToFloat(std::to_integer<uint8_t>(*block)); return;
     case DType::kQ8_0: DequantizeQ8(block, out); return;
     case DType::kQ4_0:
       DequantizeNibbles(block + 2, HalfToFloat(LoadU16(block)), 0.0f, 8, out);

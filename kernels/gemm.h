@@ -6,9 +6,9 @@
 //              in ascending order, one f32 chain per output: y = fma(d_w * d_x, dot, y) and, for
 //              formats with a minimum, y = fma(m_w, d_x * sum(q), y). Q6K: the two integer scales
 //              of a group are inside `dot`. Float formats: one f32 FMA chain per output, k
-//              ascending. So the bits of a row do not depend on the number of rows, the number of
-//              threads or the instruction set.
-//              With a norm, rows of x first become what kernels/rmsnorm.h makes of them. With
+//              ascending; a weight of kFp8 is first scale * code, rounded to f32. So the bits of a
+//              row do not depend on the number of rows, the number of threads or the instruction
+//              set. With a norm, rows of x first become what kernels/rmsnorm.h makes of them. With
 //              swiglu, y of two products becomes what kernels/activation.h makes of them.
 // Shapes       x [rows, k]; w [n, k]; bias? [n]; y [rows, n]. Strides in elements.
 // Dtypes       x, bias, y: f32. w: one of WeightFormat.
@@ -47,6 +47,7 @@ enum class WeightFormat : uint8_t {
   kQ4K,  // Q4_K: 4 bits, two-level scale and minimum.
   kQ5K,  // Q5_K: 5 bits, two-level scale and minimum.
   kQ6K,  // Q6_K: 6 bits, scales per 16, two-level.
+  kFp8,  // F8_E4M3: one f32 scale per output and 128 inputs.
 };
 
 WeightFormat NativeFormat(DType type);
@@ -69,18 +70,24 @@ int64_t PackedBytes(WeightFormat format, int32_t n, int32_t k);
 // these rows, in type `type`) into `destination`, which has room for PackedBytes. row_begin must
 // be a multiple of 16, and row_count too unless the rows are the last. `shape` gives n, k and the
 // format (its data is not used): NativeFormat(type), or kBF16 or kF32, to which any type converts
-// (dequantised, rounded once). Rows past n of the last panel are zeroed. Thread-safe for disjoint
-// rows. INVALID_ARGUMENT for a broken limit of the format, for rows that do not fill panels, and
-// for a Q4_0 scale of 8192 and more, whose minimum no f16 holds.
+// (dequantised, rounded once), or, from plain floats, kFp8: a row's scale is its largest magnitude
+// / 448, values are divided by it and rounded to nearest even, and a row below 2^-100 is zero.
+// `scales` is for kF8_E4M3 alone: [row_count][ceil(k / 128)] factors of the codes; null: all one.
+// Rows past n of the last panel are zeroed. Thread-safe for disjoint
+// rows. INVALID_ARGUMENT for a broken limit of the format, for rows that do not fill panels, for a
+// Q4_0 scale of 8192 and more, whose minimum no f16 holds, for NaN among e4m3 codes, scales that
+// are negative or too large for a finite value, and floats that are not finite where kFp8 is made.
 absl::Status PackRows(DType type, const std::byte* source, int32_t row_begin, int32_t row_count,
-                      const PackedMatrix& shape, std::byte* destination);
+                      const PackedMatrix& shape, std::byte* destination,
+                      const float* scales = nullptr);
 
 // Writes row `row` (in range) of the packed matrix as k floats: what the products multiply with,
 // and for native formats exactly what Dequantize gives.
 // Embedding look-up of a tied head reads the packed head through this.
 void UnpackRow(const PackedMatrix& matrix, int32_t row, float* out);
 
-// Dequantises `count` elements (a multiple of BlockElements) of a file's type to f32. No alignment.
+// Dequantises `count` elements (a multiple of BlockElements) of a file's type to f32; of kF8_E4M3
+// the codes without a scale. No alignment.
 void Dequantize(DType type, const std::byte* source, int64_t count, float* out);
 
 struct MatmulPart {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "absl/strings/str_format.h"
+#include "kernels/pack_fp8.h"
 #include "kernels/packed_layout.h"
 #include "kernels/quant_block.h"
 
@@ -20,6 +21,7 @@ WeightFormat NativeFormat(DType type) {
     case DType::kQ4_K: return WeightFormat::kQ4K;
     case DType::kQ5_K: return WeightFormat::kQ5K;
     case DType::kQ6_K: return WeightFormat::kQ6K;
+    case DType::kF8_E4M3: return WeightFormat::kFp8;
   }
   return WeightFormat::kF32;
 }
@@ -34,6 +36,7 @@ const char* WeightFormatName(WeightFormat format) {
     case WeightFormat::kQ4K: return "q4k";
     case WeightFormat::kQ5K: return "q5k";
     case WeightFormat::kQ6K: return "q6k";
+    case WeightFormat::kFp8: return "fp8";
   }
   return "?";
 }
@@ -151,9 +154,9 @@ void PackSuperRow(DType type, const std::byte* row, int64_t supers, int32_t outp
 }
 
 // Any type to [k][16] floats of 2 or 4 bytes. A run of inputs of all rows is dequantised first, so
-// that stores go out in whole lines.
+// that stores go out in whole lines. `scales` is of e4m3, [rows][groups] or null.
 void PackFloatRows(DType type, const std::byte* source, int64_t row_bytes, int32_t rows,
-                   const PackedMatrix& shape, std::byte* panel) {
+                   const float* scales, const PackedMatrix& shape, std::byte* panel) {
   constexpr int32_t kRun = kSuperInputs;
   float values[kPanelOutputs][kRun] = {};
   const int64_t block_bytes = BlockBytes(type);
@@ -163,6 +166,9 @@ void PackFloatRows(DType type, const std::byte* source, int64_t row_bytes, int32
     const int64_t offset = k0 / block_elements * block_bytes;
     for (int32_t r = 0; r < rows; ++r) {
       Dequantize(type, source + r * row_bytes + offset, run, values[r]);
+      if (scales == nullptr) continue;
+      const float* row_scales = scales + r * Fp8Groups(shape.k);
+      for (int32_t i = 0; i < run; ++i) values[r][i] *= row_scales[(k0 + i) / kFp8Inputs];
     }
     for (int64_t i = 0; i < run; ++i) {
       std::byte* line =
@@ -189,17 +195,24 @@ void PackHalfRows(const std::byte* source, int64_t row_bytes, int32_t rows, int3
 }
 
 absl::Status PackPanel(DType type, const std::byte* source, int64_t row_bytes, int32_t rows,
-                       const PackedMatrix& shape, std::byte* panel) {
+                       const float* scales, const PackedMatrix& shape, std::byte* panel) {
+  if (type == DType::kF8_E4M3) {
+    const absl::Status status = CheckFp8Rows(source, rows, shape.k, scales);
+    if (!status.ok()) return status;
+  }
   const int64_t panel_bytes = PanelBytes(shape.format, shape.k);
   const bool native = shape.format == NativeFormat(type);
   if (rows < kPanelOutputs || IsFloatFormat(shape.format)) {
     std::memset(panel, 0, static_cast<size_t>(panel_bytes));
   }
+  if (shape.format == WeightFormat::kFp8) {
+    return PackFp8Panel(type, source, rows, shape.k, scales, panel);
+  }
   if (IsFloatFormat(shape.format)) {
     if (native && shape.format != WeightFormat::kF32) {
       PackHalfRows(source, row_bytes, rows, shape.k, panel);
     } else {
-      PackFloatRows(type, source, row_bytes, rows, shape, panel);
+      PackFloatRows(type, source, row_bytes, rows, scales, shape, panel);
     }
     return absl::OkStatus();
   }
@@ -224,12 +237,16 @@ absl::Status PackPanel(DType type, const std::byte* source, int64_t row_bytes, i
 }  // namespace
 
 absl::Status PackRows(DType type, const std::byte* source, int32_t row_begin, int32_t row_count,
-                      const PackedMatrix& shape, std::byte* destination) {
+                      const PackedMatrix& shape, std::byte* destination, const float* scales) {
   const WeightFormat format = shape.format;
-  if (format != NativeFormat(type) && format != WeightFormat::kBF16 &&
-      format != WeightFormat::kF32) {
+  const bool rounds = format == WeightFormat::kBF16 || format == WeightFormat::kF32 ||
+                      (format == WeightFormat::kFp8 && IsPlainFloat(type));
+  if (format != NativeFormat(type) && !rounds) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%s does not pack as %s", DTypeName(type), WeightFormatName(format)));
+  }
+  if (scales != nullptr && type != DType::kF8_E4M3) {
+    return absl::InvalidArgumentError(absl::StrFormat("scales beside %s", DTypeName(type)));
   }
   const int32_t granule = std::max(InputGranule(format), BlockElements(type));
   if (shape.n < 1 || shape.k < 1 || shape.k % granule != 0) {
@@ -251,7 +268,8 @@ absl::Status PackRows(DType type, const std::byte* source, int32_t row_begin, in
     const int32_t rows = std::min(kPanelOutputs, row_count - r);
     std::byte* panel = destination + (row_begin + r) / kPanelOutputs * panel_bytes;
     const absl::Status status =
-        PackPanel(type, source + r * row_bytes, row_bytes, rows, shape, panel);
+        PackPanel(type, source + r * row_bytes, row_bytes, rows,
+                  scales == nullptr ? nullptr : scales + r * Fp8Groups(shape.k), shape, panel);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

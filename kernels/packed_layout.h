@@ -5,6 +5,9 @@
 // one row of a matrix-unit tile. Four-bit values share bytes: row j (0..3) holds quad j in the low
 // and quad j + 4 in the high nibbles. Vectors over outputs have 16 elements, f16 unless said.
 //   Floats  [k][16] elements.
+//   Fp8     128 inputs: f32 scale[16], then [128][16] e4m3; fewer inputs at the end, to whole rows
+//   of
+//           64 bytes.                                         value = scale * code
 //   Q8      pairs of groups: d[2], then 2 x 8 rows of q + 128; an odd last group: d, 32 spare
 //   bytes,
 //           8 rows.
@@ -30,6 +33,12 @@ inline constexpr int32_t kSuperInputs = 256;
 inline constexpr int32_t kSuperGroups = kSuperInputs / kGroupInputs;
 inline constexpr int64_t kQuadBytes = 4 * kPanelOutputs;        // One row of 64 bytes.
 inline constexpr int64_t kHalfVectorBytes = 2 * kPanelOutputs;  // One f16 per output.
+
+// Fp8.
+inline constexpr int32_t kFp8Inputs = 128;  // Of one scale.
+inline constexpr int64_t kFp8ScaleBytes = 4 * kPanelOutputs;
+inline constexpr int64_t kFp8GroupBytes = kFp8ScaleBytes + int64_t{kFp8Inputs} * kPanelOutputs;
+constexpr int64_t Fp8Groups(int64_t k) { return (k + kFp8Inputs - 1) / kFp8Inputs; }
 
 // Q8.
 inline constexpr int64_t kQ8GroupBytes = 8 * kQuadBytes;
@@ -60,9 +69,10 @@ static_assert(SuperBytes(kQ4KGroupBytes) % 64 == 0 && kQ8PairBytes % 64 == 0 &&
                   kQ4GroupBytes % 64 == 0,
               "blocks keep every 64-byte row in one cache line");
 
+// Whose products take x as it is.
 constexpr bool IsFloatFormat(WeightFormat format) {
   return format == WeightFormat::kF32 || format == WeightFormat::kF16 ||
-         format == WeightFormat::kBF16;
+         format == WeightFormat::kBF16 || format == WeightFormat::kFp8;
 }
 
 // What k must be a multiple of.
@@ -70,7 +80,8 @@ constexpr int32_t InputGranule(WeightFormat format) {
   switch (format) {
     case WeightFormat::kF32:
     case WeightFormat::kF16:
-    case WeightFormat::kBF16: return 1;
+    case WeightFormat::kBF16:
+    case WeightFormat::kFp8: return 1;
     case WeightFormat::kQ8:
     case WeightFormat::kQ4: return kGroupInputs;
     case WeightFormat::kQ4K:
@@ -93,6 +104,8 @@ constexpr int64_t PanelBytes(WeightFormat format, int64_t k) {
     case WeightFormat::kQ4K: return groups / kSuperGroups * SuperBytes(kQ4KGroupBytes);
     case WeightFormat::kQ5K: return groups / kSuperGroups * SuperBytes(kQ5KGroupBytes);
     case WeightFormat::kQ6K: return groups / kSuperGroups * SuperBytes(kQ6KGroupBytes);
+    case WeightFormat::kFp8:
+      return Fp8Groups(k) * kFp8ScaleBytes + (k * kPanelOutputs + 63) / 64 * 64;
   }
   return 0;
 }

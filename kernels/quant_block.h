@@ -1,4 +1,4 @@
-// Reading the quantised blocks of GGUF files and the 16-bit floats; shared by the packer and
+// Reading the quantised blocks of GGUF files, the 16-bit floats and e4m3; shared by the packer and
 // Dequantize. Blocks are bytes without alignment; every function reads exactly one block.
 // Thread rule: pure functions.
 // Source: the GGML quantisation formats (ggml-common.h and gguf-py of the llama.cpp project).
@@ -39,6 +39,26 @@ inline uint16_t FloatToBFloat16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+// e4m3: sign, 4 bits of exponent with bias 7, 3 of fraction; exact. Not for NaN codes.
+inline bool IsE4m3Nan(uint8_t code) { return (code & 0x7fu) == 0x7fu; }
+inline float E4m3ToFloat(uint8_t code) {
+  // The same bits are an f16 that is 2^8 times smaller.
+  const uint32_t half = (code & 0x80u) << 8 | (code & 0x7fu) << 7;
+  return HalfToFloat(static_cast<uint16_t>(half)) * 0x1p8f;
+}
+
+inline constexpr float kE4m3Max = 448.0f;
+
+// Nearest, ties to even; |value| < 464, which is where values no longer round to 448.
+inline uint8_t FloatToE4m3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t magnitude = bits & 0x7fffffffu, sign = bits >> 24 & 0x80u;
+  // Adding 2^14 leaves multiples of 2^-9, the spacing below 2^-6, in the last bits.
+  const uint32_t small = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) & 15u;
+  const uint32_t normal = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - (120u << 3);
+  return static_cast<uint8_t>(sign | (magnitude < 0x3c800000u ? small : normal));
 }
 
 // One super-block of 256 inputs of a K type, taken apart: q are the raw unsigned values.

@@ -45,6 +45,16 @@ void UnpackFloats(const PackedMatrix& matrix, const std::byte* panel, int32_t ou
   }
 }
 
+void UnpackFp8(const PackedMatrix& matrix, const std::byte* panel, int32_t output, float* out) {
+  float scale = 0;
+  for (int64_t i = 0; i < matrix.k; ++i) {
+    const std::byte* group = panel + i / kFp8Inputs * kFp8GroupBytes;
+    if (i % kFp8Inputs == 0) std::memcpy(&scale, group + 4 * output, 4);
+    const std::byte code = group[kFp8ScaleBytes + i % kFp8Inputs * kPanelOutputs + output];
+    out[i] = scale * E4m3ToFloat(std::to_integer<uint8_t>(code));
+  }
+}
+
 void UnpackSupers(const PackedMatrix& matrix, const std::byte* panel, int32_t output, float* out) {
   const int64_t super_bytes = PanelBytes(matrix.format, kSuperInputs);
   const int64_t group_bytes = (super_bytes - kSuperData) / kSuperGroups;
@@ -78,6 +88,10 @@ void UnpackSupers(const PackedMatrix& matrix, const std::byte* panel, int32_t ou
 void UnpackRow(const PackedMatrix& matrix, int32_t row, float* out) {
   const std::byte* panel = matrix.data + row / kPanelOutputs * PanelBytes(matrix.format, matrix.k);
   const int32_t output = row % kPanelOutputs;
+  if (matrix.format == WeightFormat::kFp8) {
+    UnpackFp8(matrix, panel, output, out);
+    return;
+  }
   if (IsFloatFormat(matrix.format)) {
     UnpackFloats(matrix, panel, output, out);
     return;

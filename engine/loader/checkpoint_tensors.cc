@@ -41,8 +41,6 @@ constexpr std::array<NamePair, 15> kLayerNames = {
 
 constexpr std::string_view kLayerPrefix = "model.layers.";
 
-bool IsPlainFloat(DType type) { return BlockElements(type) == 1; }
-
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }

@@ -196,6 +196,7 @@ void AmxPanel(WeightFormat format, const std::byte* panel, int64_t k, const std:
     case WeightFormat::kF32:
     case WeightFormat::kF16:
     case WeightFormat::kBF16:
+    case WeightFormat::kFp8:
     case WeightFormat::kQ6K: return;  // Not of this unit: see AmxHasFormat.
   }
 }

@@ -36,6 +36,13 @@ struct Ops {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
+  // e4m3 as the f16 of the same bits: 2^-8 times the value.
+  static F LoadSmallE4m3(const std::byte* p) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m128i high = _mm_unpacklo_epi8(_mm_setzero_si128(), codes);
+    return _mm256_cvtph_ps(
+        _mm_and_si128(_mm_srai_epi16(high, 1), _mm_set1_epi16(static_cast<int16_t>(0xbf80))));
+  }
   static F LoadU8(const std::byte* p) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));

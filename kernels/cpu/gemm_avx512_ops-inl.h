@@ -19,6 +19,13 @@ struct Ops {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
+  // e4m3 as the f16 of the same bits: 2^-8 times the value.
+  static F LoadSmallE4m3(const std::byte* p) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i high = _mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 8);
+    return _mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(high, 1),
+                                            _mm256_set1_epi16(static_cast<int16_t>(0xbf80))));
+  }
   static F LoadU8(const std::byte* p) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));

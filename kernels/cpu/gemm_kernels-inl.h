@@ -7,6 +7,7 @@
 //   F, I, B              kLanes floats, int32, 4 * kLanes bytes
 //   DotUnsigned<bits, quads>(w, x)   sum over quads of w[j] (u8 < 2^bits) . x[4j..4j+3] (s8), exact
 //   DotSigned(w, x, init)            w holds q + 128; *init is -128 * sum(x): sum of q . x, exact
+//   LoadSmallE4m3(p)     2^-8 times the values of e4m3 codes, exact
 //   Nibbles, bit planes, loads and conversions as named.
 // The formats come from gemm_formats-inl.h, included before.
 
@@ -57,39 +58,78 @@ void QuantisedTile(const std::byte* panel, int64_t panel_bytes, int32_t panels, 
   }
 }
 
+// Formats of floats. With kScaled, inputs come in groups of kFp8Inputs behind their scales.
 struct FormatF32 {
+  static constexpr bool kScaled = false;
   static constexpr int64_t kBytes = 4;
   static Ops::F Load(const std::byte* p) { return Ops::LoadFloat(p); }
 };
 struct FormatF16 {
+  static constexpr bool kScaled = false;
   static constexpr int64_t kBytes = 2;
   static Ops::F Load(const std::byte* p) { return Ops::LoadHalf(p); }
 };
 struct FormatBF16 {
+  static constexpr bool kScaled = false;
   static constexpr int64_t kBytes = 2;
   static Ops::F Load(const std::byte* p) { return Ops::LoadBFloat16(p); }
 };
+struct FormatFp8 {
+  static constexpr bool kScaled = true;
+  static constexpr int64_t kBytes = 1;
+  static Ops::F Load(const std::byte* p) { return Ops::LoadSmallE4m3(p); }
+  // What Load leaves out is in the scale.
+  static Ops::F LoadScale(const std::byte* p) {
+    static constexpr float kRest = 256.0f;
+    return Ops::Mul(Ops::LoadFloat(p), Ops::Splat(&kRest));
+  }
+};
+
+// Inputs [0, count) of kVectors vectors of outputs, times x, onto the sums. `scale` is of kScaled.
+template <class Format, int kWidth, int kTokens, int kVectors>
+inline void AddFloats(const std::byte* const* vectors, int64_t count, const float* x,
+                      const Ops::F (&scale)[kVectors], Ops::F (&acc)[kVectors][kTokens]) {
+  constexpr int64_t kStep = Format::kBytes * kPanelOutputs;
+  for (int64_t i = 0; i < count; ++i, x += kWidth) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const std::byte* p = vectors[v] + i * kStep;
+      if (kWidth <= 8) __builtin_prefetch(p + kPrefetchBytes / 2);
+      Ops::F w = Format::Load(p);
+      if constexpr (Format::kScaled) w = Ops::Mul(w, scale[v]);
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) acc[v][t] = Ops::MulAdd(w, Ops::Splat(x + t), acc[v][t]);
+    }
+  }
+}
 
 // kVectors adjacent vectors of outputs (of one panel or of adjacent panels) times kTokens rows.
 // With few rows several vectors run side by side, because one chain of FMAs waits for itself.
 template <class Format, int kWidth, int kTokens, int kVectors>
-void FloatVectors(const std::byte* const* vectors, int64_t k, const float* x, float* const* sums) {
-  constexpr int64_t kStep = Format::kBytes * kPanelOutputs;
+void FloatVectors(const std::byte* const* panels, const int64_t* lanes, int64_t k, const float* x,
+                  float* const* sums) {
+  const std::byte* vectors[kVectors];
+  Ops::F scale[kVectors];
   Ops::F acc[kVectors][kTokens];
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) acc[v][t] = Ops::Zero();
   }
-  for (int64_t i = 0; i < k; ++i, x += kWidth) {
+  const int64_t run = Format::kScaled ? kFp8Inputs : k;
+  for (int64_t begin = 0; begin < k; begin += run) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const std::byte* p = vectors[v] + i * kStep;
-      if (kWidth <= 8) __builtin_prefetch(p + kPrefetchBytes / 2);
-      const Ops::F w = Format::Load(p);
-#pragma GCC unroll 16
-      for (int t = 0; t < kTokens; ++t) acc[v][t] = Ops::MulAdd(w, Ops::Splat(x + t), acc[v][t]);
+      scale[v] = Ops::Zero();
+      vectors[v] = panels[v] + lanes[v] * Format::kBytes;
+      if constexpr (Format::kScaled) {
+        const std::byte* group = panels[v] + begin / kFp8Inputs * kFp8GroupBytes;
+        scale[v] = Format::LoadScale(group + lanes[v] * 4);
+        vectors[v] = group + kFp8ScaleBytes + lanes[v];
+      }
     }
+    const int64_t count = k - begin < run ? k - begin : run;
+    AddFloats<Format, kWidth, kTokens, kVectors>(vectors, count, x + begin * kWidth, scale, acc);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
@@ -111,21 +151,23 @@ void FloatTile(const std::byte* panel, int64_t panel_bytes, int32_t panels, int6
   const int32_t count = panels * kPanelVectors;
   for (int first = 0; first < kWidth; first += kTokens) {
     const std::byte* source[kWanted];
+    int64_t lanes[kWanted];
     float* target[kWanted];
     const auto place = [&](int32_t vector, int slot) {
       const int32_t p = vector / kPanelVectors;
       const int64_t lane = vector % kPanelVectors * Ops::kLanes;
-      source[slot] = panel + p * panel_bytes + lane * Format::kBytes;
+      source[slot] = panel + p * panel_bytes;
+      lanes[slot] = lane;
       target[slot] = sums + (p * kWidth + first) * kPanelOutputs + lane;
     };
     int32_t v = 0;
     for (; v + kWanted <= count; v += kWanted) {
       for (int s = 0; s < kWanted; ++s) place(v + s, s);
-      FloatVectors<Format, kWidth, kTokens, kWanted>(source, k, x + first, target);
+      FloatVectors<Format, kWidth, kTokens, kWanted>(source, lanes, k, x + first, target);
     }
     for (; v < count; ++v) {
       place(v, 0);
-      FloatVectors<Format, kWidth, kTokens, 1>(source, k, x + first, target);
+      FloatVectors<Format, kWidth, kTokens, 1>(source, lanes, k, x + first, target);
     }
   }
 }
@@ -212,6 +254,7 @@ inline GemmKernels MakeKernels() {
   SetFloat<FormatF32>(WeightFormat::kF32, &table);
   SetFloat<FormatF16>(WeightFormat::kF16, &table);
   SetFloat<FormatBF16>(WeightFormat::kBF16, &table);
+  SetFloat<FormatFp8>(WeightFormat::kFp8, &table);
   SetQuantised<FormatQ8>(WeightFormat::kQ8, &table);
   SetQuantised<FormatQ4>(WeightFormat::kQ4, &table);
   SetQuantised<FormatQ4K>(WeightFormat::kQ4K, &table);

@@ -10,7 +10,7 @@
 
 namespace morphserve::kernels::cpu {
 
-inline constexpr int32_t kWeightFormats = 8;
+inline constexpr int32_t kWeightFormats = 9;
 
 // Adjacent panels that one call of a float kernel takes when there are few rows.
 inline constexpr int32_t kFloatPanels = 4;

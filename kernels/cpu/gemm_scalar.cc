@@ -54,6 +54,9 @@ struct Ops {
   static F LoadBFloat16(const std::byte* p) {
     return Make<F>([p](int i) { return BFloat16ToFloat(LoadU16(p + 2 * i)); });
   }
+  static F LoadSmallE4m3(const std::byte* p) {
+    return Make<F>([p](int i) { return E4m3ToFloat(std::to_integer<uint8_t>(p[i])) * 0x1p-8f; });
+  }
   static F LoadU8(const std::byte* p) {
     return Make<F>([p](int i) { return static_cast<float>(std::to_integer<int>(p[i])); });
   }

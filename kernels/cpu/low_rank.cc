@@ -141,7 +141,7 @@ constexpr int64_t kInlineProducts = 16384;
 
 absl::Status CheckWeights(const LowRankPart& part, int64_t x_stride) {
   const PackedMatrix& w = *part.weights;
-  if (!IsFloatFormat(w.format)) {
+  if (!IsFloatFormat(w.format) || w.format == WeightFormat::kFp8) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%s factors are not supported", WeightFormatName(w.format)));
   }

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -17,9 +18,9 @@
 
 namespace morphserve::kernels {
 
-inline constexpr DType kAllTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16,
-                                      DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
-                                      DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+inline constexpr DType kAllTypes[] = {DType::kF32,  DType::kF16,    DType::kBF16, DType::kQ8_0,
+                                      DType::kQ4_0, DType::kQ4_1,   DType::kQ4_K, DType::kQ5_K,
+                                      DType::kQ6_K, DType::kF8_E4M3};
 
 inline bool IsQuantised(DType type) { return BlockElements(type) > 1; }
 
@@ -47,6 +48,8 @@ inline std::vector<std::byte> RandomRows(DType type, int32_t n, int32_t k, Numbe
     } else if (type == DType::kBF16) {
       const float value = numbers->Normal();
       std::memcpy(block, reinterpret_cast<const std::byte*>(&value) + 2, 2);
+    } else if (type == DType::kF8_E4M3) {
+      if ((*block & std::byte{0x7f}) == std::byte{0x7f}) *block ^= std::byte{1};  // NaN.
     } else {
       put(type == DType::kQ6_K ? 208 : 0);
       if (type == DType::kQ4_1 || type == DType::kQ4_K || type == DType::kQ5_K) put(2);
@@ -55,11 +58,19 @@ inline std::vector<std::byte> RandomRows(DType type, int32_t n, int32_t k, Numbe
   return bytes;
 }
 
+// Scales of e4m3 rows, one per 128 inputs; none of other types.
+inline std::vector<float> RandomScales(DType type, int32_t n, int32_t k, Numbers* numbers) {
+  if (type != DType::kF8_E4M3) return {};
+  std::vector<float> scales(static_cast<size_t>(n) * static_cast<size_t>((k + 127) / 128));
+  for (float& scale : scales) scale = 0x1p-8f + 0x1p-7f * std::abs(numbers->Normal());
+  return scales;
+}
+
 // A packed matrix with its memory and its values.
 class TestMatrix {
  public:
   TestMatrix(DType type, WeightFormat format, int32_t n, int32_t k,
-             const std::vector<std::byte>& rows)
+             const std::vector<std::byte>& rows, const std::vector<float>& scales = {})
       : memory_(PackedBytes(format, n, k)) {
     packed_.format = format;
     packed_.n = n;
@@ -67,11 +78,13 @@ class TestMatrix {
     packed_.data = memory_.data();
     // Old content must not show through.
     std::memset(memory_.data(), 0xa5, static_cast<size_t>(memory_.bytes()));
-    const absl::Status status = PackRows(type, rows.data(), 0, n, packed_, memory_.data());
+    const absl::Status status = PackRows(type, rows.data(), 0, n, packed_, memory_.data(),
+                                         scales.empty() ? nullptr : scales.data());
     EXPECT_TRUE(status.ok()) << status.ToString();
   }
   TestMatrix(DType type, int32_t n, int32_t k, Numbers* numbers)
-      : TestMatrix(type, NativeFormat(type), n, k, RandomRows(type, n, k, numbers)) {}
+      : TestMatrix(type, NativeFormat(type), n, k, RandomRows(type, n, k, numbers),
+                   RandomScales(type, n, k, numbers)) {}
 
   const PackedMatrix& packed() const { return packed_; }
   std::byte* memory() { return memory_.data(); }
