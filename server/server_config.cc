@@ -177,6 +177,7 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   const std::string& weights = config.model.weights_dtype;
   options.weights_dtype = weights == "bf16"  ? WeightsDType::kBF16
                           : weights == "f32" ? WeightsDType::kF32
+                          : weights == "fp8" ? WeightsDType::kFp8
                                              : WeightsDType::kNative;
   const std::string& kv = config.cache.kv_dtype;
   options.kv_dtype = kv == "f32"    ? KvCacheDType::kF32

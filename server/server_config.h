@@ -15,7 +15,7 @@ struct ServerConfig {
   struct Model {
     std::string path;           // GGUF file or Hugging Face folder. Empty only for --print_config.
     std::string name;           // Empty: the checkpoint's own.
-    std::string weights_dtype;  // native | bf16 | f32.
+    std::string weights_dtype;  // native | bf16 | f32 | fp8.
     std::string branches;       // Branches file, or window:W[:SINKS]. Empty: dense.
   } model;
 

@@ -25,7 +25,7 @@ constexpr SettingField kTable[] = {
      MS_AT(model.path)},
     {"model.name", Kind::kText, "", 0, 0, "",
      "name that requests use; empty: the one in the model's files", MS_AT(model.name)},
-    {"model.weights_dtype", Kind::kChoice, "native", 0, 0, "native|bf16|f32",
+    {"model.weights_dtype", Kind::kChoice, "native", 0, 0, "native|bf16|f32|fp8",
      "arithmetic of the weights; f32 is the exact mode, its KV in f32 too",
      MS_AT(model.weights_dtype)},
     {"model.branches", Kind::kPath, "", 0, 0, "",

@@ -11,6 +11,7 @@
 #include "engine/loader/checkpoint_tensors.h"
 #include "engine/loader/config_json.h"
 #include "engine/loader/file_tensor_source.h"
+#include "engine/loader/fp8_scales.h"
 #include "engine/loader/json_text.h"
 #include "engine/loader/safetensors.h"
 #include "engine/text/tokenizer_files.h"
@@ -185,7 +186,9 @@ absl::StatusOr<Checkpoint> OpenFolderCheckpoint(const std::string& folder,
   Checkpoint out;
   out.name = name;
   MS_ASSIGN_OR_RETURN(out.config, ConfigFromJson(JsonObject(config, "config.json")));
+  MS_ASSIGN_OR_RETURN(const Fp8Config fp8, Fp8ConfigFromJson(JsonObject(config, "config.json")));
   MS_ASSIGN_OR_RETURN(SafetensorsFiles weights, OpenSafetensorsFolder(folder));
+  MS_RETURN_IF_ERROR(AttachScales(fp8, &weights.tensors));
   MS_RETURN_IF_ERROR(Canonicalise(&weights.tensors, &out.config));
   MS_RETURN_IF_ERROR(CheckTensors(out.config, weights.tensors));
 

@@ -12,7 +12,7 @@
 namespace morphserve {
 namespace {
 
-constexpr std::array<std::string_view, 23> kKeysRead = {"architectures",
+constexpr std::array<std::string_view, 24> kKeysRead = {"architectures",
                                                         "model_type",
                                                         "vocab_size",
                                                         "hidden_size",
@@ -34,7 +34,8 @@ constexpr std::array<std::string_view, 23> kKeysRead = {"architectures",
                                                         "sliding_window",
                                                         "use_sliding_window",
                                                         "max_window_layers",
-                                                        "layer_types"};
+                                                        "layer_types",
+                                                        "quantization_config"};
 
 // Training, bookkeeping and generation: none changes a forward pass.
 constexpr std::array<std::string_view, 43> kKeysHarmless = {"attention_dropout",

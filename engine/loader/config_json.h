@@ -1,6 +1,6 @@
 // ModelConfig from the config.json of a Hugging Face folder, with the defaults of transformers' own
 // configuration classes. Members that are not understood are refused by name unless they are known
-// to be harmless or switched off. Pure functions.
+// to be harmless or switched off. quantization_config is read by fp8_scales.h. Pure functions.
 #pragma once
 
 #include <string_view>

@@ -34,10 +34,10 @@ absl::Status Refuse(std::string_view tensor, const std::string& why) {
 absl::StatusOr<DType> ParseType(std::string_view tensor, const Json& json) {
   if (!json.is_string()) return Refuse(tensor, "dtype is not a string");
   const auto& name = json.get_ref<const std::string&>();
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kF8_E4M3}) {
     if (name == DTypeName(type)) return type;
   }
-  return Refuse(tensor, absl::StrFormat("type %s is not supported; F32, F16 and BF16 are",
+  return Refuse(tensor, absl::StrFormat("type %s is not supported; F32, F16, BF16 and F8_E4M3 are",
                                         Printable(name) ? std::string_view(name) : "of this name"));
 }
 

@@ -16,8 +16,9 @@
 
 namespace morphserve {
 
-// The tensors of one file, `file_index` in each: unique names, types F32, F16 and BF16, ranges that
-// cover the data section without gap or overlap. INVALID_ARGUMENT or OUT_OF_RANGE otherwise.
+// The tensors of one file, `file_index` in each: unique names, types F32, F16, BF16 and F8_E4M3,
+// ranges that cover the data section without gap or overlap. INVALID_ARGUMENT or OUT_OF_RANGE
+// otherwise.
 absl::StatusOr<std::vector<TensorInfo>> ReadSafetensorsHeader(const FileReader& file,
                                                               int32_t file_index);
 

@@ -24,6 +24,11 @@ struct TensorInfo {
   int64_t offset = 0;          // Absolute in its file.
   int64_t bytes = 0;
   int32_t file = 0;  // Which file of a sharded checkpoint.
+  // Of a matrix of F8_E4M3: the tensor of its scales, which is in no list, and what of the matrix
+  // shares one: [ceil(n / scale_rows), ceil(k / scale_inputs)] values, row-major.
+  std::shared_ptr<const TensorInfo> scale;
+  int64_t scale_rows = 1;
+  int64_t scale_inputs = 1;
 
   int64_t elements() const {
     int64_t product = 1;

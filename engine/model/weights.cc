@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
+#include "engine/loader/fp8_scales.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace morphserve {
@@ -35,8 +36,13 @@ struct Item {
   Sha256Digest digest{};
 };
 
-WeightFormat FormatOf(DType type, WeightsDType dtype) {
+// With kFp8 the layers' floats become e4m3. The embedding and the head keep their type: they are
+// few of the weights and most of the error. So do types that are smaller than fp8 already.
+WeightFormat FormatOf(DType type, WeightsDType dtype, bool of_layer) {
   switch (dtype) {
+    case WeightsDType::kFp8:
+      if (of_layer && IsPlainFloat(type)) return WeightFormat::kFp8;
+      return kernels::NativeFormat(type);
     case WeightsDType::kNative: return kernels::NativeFormat(type);
     case WeightsDType::kBF16: return WeightFormat::kBF16;
     case WeightsDType::kF32: return WeightFormat::kF32;
@@ -61,8 +67,8 @@ class Layout {
     const ModelConfig& c = config_;
     const int32_t q_width = c.heads * c.head_dim;
     const int32_t kv_width = c.kv_heads * c.head_dim;
-    Matrix("token_embd.weight", c.vocab, c.hidden, &w->embedding);
-    if (!c.tied_head) Matrix("output.weight", c.vocab, c.hidden, &w->head);
+    Matrix("token_embd.weight", c.vocab, c.hidden, &w->embedding, false);
+    if (!c.tied_head) Matrix("output.weight", c.vocab, c.hidden, &w->head, false);
     Vector("output_norm.weight", c.hidden, &w->output_norm);
     w->layers.resize(static_cast<size_t>(c.layers));
     for (int32_t l = 0; l < c.layers; ++l) {
@@ -105,10 +111,12 @@ class Layout {
     return tensor;
   }
 
-  void Matrix(const std::string& name, int32_t n, int32_t k, PackedMatrix* matrix) {
+  void Matrix(const std::string& name, int32_t n, int32_t k, PackedMatrix* matrix,
+              bool of_layer = true) {
     const TensorInfo* tensor = Find(name, {n, k});
     if (tensor == nullptr) return;
-    *matrix = {.format = FormatOf(tensor->dtype, dtype_), .n = n, .k = k, .data = nullptr};
+    *matrix = {
+        .format = FormatOf(tensor->dtype, dtype_, of_layer), .n = n, .k = k, .data = nullptr};
     items_.push_back({.tensor = tensor, .matrix = matrix, .storage_offset = storage_bytes_});
     storage_bytes_ += RoundUp(kernels::PackedBytes(matrix->format, n, k), kAlignment);
   }
@@ -139,6 +147,19 @@ absl::Status LoadVector(const TensorSource& source, Item* item) {
   return absl::OkStatus();
 }
 
+// The values of a matrix's scale tensor; none without one. They belong to its digest.
+absl::StatusOr<std::vector<float>> LoadScale(const TensorSource& source, const TensorInfo& tensor,
+                                             Sha256* hash) {
+  std::vector<float> values;
+  if (tensor.scale == nullptr) return values;
+  std::vector<std::byte> bytes(static_cast<size_t>(tensor.scale->bytes));
+  MS_RETURN_IF_ERROR(source.Read(*tensor.scale, 0, bytes));
+  hash->Update(bytes);
+  values.resize(static_cast<size_t>(tensor.scale->elements()));
+  kernels::Dequantize(tensor.scale->dtype, bytes.data(), tensor.scale->elements(), values.data());
+  return values;
+}
+
 absl::Status LoadMatrix(const TensorSource& source, std::byte* storage, Item* item,
                         const std::function<absl::Status(int64_t)>& advanced) {
   const TensorInfo& tensor = *item->tensor;
@@ -149,13 +170,17 @@ absl::Status LoadMatrix(const TensorSource& source, std::byte* storage, Item* it
   std::vector<std::byte> buffer(
       static_cast<size_t>(std::min<int64_t>(block_rows, matrix.n) * row_bytes));
   Sha256 hash;
+  MS_ASSIGN_OR_RETURN(const std::vector<float> scale, LoadScale(source, tensor, &hash));
   for (int64_t row = 0; row < matrix.n; row += block_rows) {
     const int64_t rows = std::min<int64_t>(block_rows, matrix.n - row);
     const std::span<std::byte> block(buffer.data(), static_cast<size_t>(rows * row_bytes));
     MS_RETURN_IF_ERROR(source.Read(tensor, row * row_bytes, block));
     hash.Update(block);
+    std::vector<float> scales;
+    if (!scale.empty()) scales = ScalesOfRows(tensor, scale, row, rows);
     absl::Status packed = kernels::PackRows(tensor.dtype, block.data(), static_cast<int32_t>(row),
-                                            static_cast<int32_t>(rows), matrix, destination);
+                                            static_cast<int32_t>(rows), matrix, destination,
+                                            scales.empty() ? nullptr : scales.data());
     if (!packed.ok()) {
       return absl::Status(packed.code(),
                           absl::StrCat("tensor ", tensor.name, ": ", packed.message()));

@@ -41,7 +41,8 @@ struct ModelWeights {
   Parameter output_norm;            // [hidden]
   std::vector<LayerWeights> layers;
   int64_t parameters = 0;
-  // SHA-256 over the sorted (name, type, shape, SHA-256 of the data) of every tensor.
+  // SHA-256 over the sorted (name, type, shape, SHA-256 of the data) of every tensor; the scales of
+  // fp8 are before their data.
   Sha256Digest base_id{};
   PagesMemory storage;
 };

@@ -42,6 +42,7 @@ bool PlanGemv(WeightFormat format, int32_t tiles, int32_t k, int32_t rows, bool 
 struct GemvCall;
 absl::Status GemvBf16(const GemvCall& call, const GemvPlan& plan, Stream stream);
 absl::Status GemvQ8(const GemvCall& call, const GemvPlan& plan, Stream stream);
+absl::Status GemvFp8(const GemvCall& call, const GemvPlan& plan, Stream stream);
 absl::Status GemvQ4(const GemvCall& call, const GemvPlan& plan, Stream stream);
 
 }  // namespace morphserve::kernels::cuda

@@ -49,8 +49,8 @@ struct GemvCall {
 };
 
 // Terms of an input of a product of up to `rows` rows, and column tiles of the tensor core. With
-// bf16 weights terms are bf16, three of them exact; quantised weights are integers, exact in f16
-// too, of which two terms hold an input to 2^-24.
+// bf16 weights terms are bf16, three of them exact; quantised weights are integers or e4m3, exact
+// in f16 too, of which two terms hold an input to 2^-24.
 constexpr int GemvTerms(WeightFormat format, int rows) {
   if (rows > kExactRowsMax) return 1;
   return IsTiled(format) ? 2 : 3;

@@ -6,6 +6,7 @@
 
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/e4m3.cuh"
 #include "kernels/cuda/gemv_call.h"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/warp.cuh"
@@ -41,6 +42,12 @@ __device__ inline void GroupPairs(const uint4& v, int group, uint32_t (&pairs)[4
       pairs[i] =
           SubF16x2(__byte_perm(bytes, 0x64646464u, i % 2 == 0 ? 0x4240 : 0x4341), 0x64806480u);
     }
+  } else if constexpr (kFormat == WeightFormat::kFp8) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t codes = Word(v, 2 * group + i / 2);
+      pairs[i] = E4m3ToF16x2(static_cast<uint16_t>(codes >> (16 * (i % 2))));
+    }
   } else {
     // Odd pairs are 16 times as large: their inputs are stored so much smaller.
     const uint32_t low = Word(v, group), high = low >> 8;
@@ -72,7 +79,37 @@ __device__ inline void AddBf16(const uint4& low, const uint4& high, const std::b
   }
 }
 
-// Quantised: sums += d times the products of each group; `d` holds the scales of rows g and g + 8.
+// fp8: sums = the products of the whole step, times the scales of rows g and g + 8. Two chains, as
+// a product waits for the one before it.
+template <int kTiles>
+__device__ inline void ProductsOfFp8(const uint4& low, const uint4& high, const float2& scale,
+                                     const std::byte* x, const int32_t (&x_at)[kTiles],
+                                     float (&sums)[kTiles][4]) {
+  float dots[2][kTiles][4] = {};
+#pragma unroll
+  for (int group = 0; group < 2; ++group) {
+    uint32_t a_low[4], a_high[4];
+    GroupPairs<WeightFormat::kFp8>(low, group, a_low);
+    GroupPairs<WeightFormat::kFp8>(high, group, a_high);
+    const uint32_t first[4] = {a_low[0], a_high[0], a_low[1], a_high[1]};
+    const uint32_t second[4] = {a_low[2], a_high[2], a_low[3], a_high[3]};
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      const uint4 b = *reinterpret_cast<const uint4*>(x + x_at[t] + group * kGroup * 2);
+      MmaF16(dots[group][t], first, b.x, b.y);
+      MmaF16(dots[group][t], second, b.z, b.w);
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      sums[t][j] = (j < 2 ? scale.x : scale.y) * (dots[0][t][j] + dots[1][t][j]);
+    }
+  }
+}
+
+// Integers: sums += d times the products of each group; `d` holds the scales of rows g and g + 8.
 template <WeightFormat kFormat, int kTiles, int kGroups>
 __device__ inline void AddGroups(const uint4& low, const uint4& high, const uint32_t (&d)[kGroups],
                                  const std::byte* x, const int32_t (&x_at)[kTiles],
@@ -117,7 +154,10 @@ __device__ inline void AddStep(
     const std::byte* const scales = from + kTileBytes;
     float of_step[kTiles][4] = {};
     float minima[kTiles][4] = {};
-    if constexpr (kFormat == WeightFormat::kQ8) {
+    if constexpr (kFormat == WeightFormat::kFp8) {
+      const float2 scale = reinterpret_cast<const float2*>(scales)[g];
+      ProductsOfFp8(low, high, scale, inputs, x.inputs_at, of_step);
+    } else if constexpr (kFormat == WeightFormat::kQ8) {
       const uint2 pairs = reinterpret_cast<const uint2*>(scales)[g];
       d[0] = pairs.x;
       d[1] = pairs.y;
@@ -137,7 +177,9 @@ __device__ inline void AddStep(
         MmaF16Short(minima[t], m.x, m.y, b);
       }
     }
-    AddGroups<kFormat>(low, high, d, inputs, x.inputs_at, of_step);
+    if constexpr (kFormat != WeightFormat::kFp8) {
+      AddGroups<kFormat>(low, high, d, inputs, x.inputs_at, of_step);
+    }
     const float* const scale_at = x.scales + step * kInputs / kChunk * kRows;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {

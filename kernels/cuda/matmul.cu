@@ -226,6 +226,7 @@ absl::Status RunGemv(const MatmulArgs& args, const GemvPlan& plan, Stream stream
   }
   switch (w.format) {
     case WeightFormat::kQ8: return GemvQ8(call, plan, stream);
+    case WeightFormat::kFp8: return GemvFp8(call, plan, stream);
     case WeightFormat::kQ4: return GemvQ4(call, plan, stream);
     default: return GemvBf16(call, plan, stream);
   }

@@ -1,6 +1,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/e4m3.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matrix_bf16.h"
 #include "kernels/cuda/matrix_layout.h"
@@ -19,9 +20,19 @@ __device__ inline float HalfAt(const std::byte* from) {
 template <WeightFormat kFormat>
 __device__ inline uint4 EightOf(const std::byte* step, int32_t row, int32_t group, int32_t q) {
   __align__(16) __nv_bfloat16 eight[8];
-  const float d = HalfAt(step + ScaleByte(kFormat, row, group));
   const int32_t first = group * kGroup + q * 8;
-  if constexpr (kFormat == WeightFormat::kQ8) {
+  if constexpr (kFormat == WeightFormat::kFp8) {
+    const float scale = *reinterpret_cast<const float*>(step + Fp8ScaleByte(row));
+    const uint2 words = *reinterpret_cast<const uint2*>(step + Fp8Byte(row, first));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t word = j < 2 ? words.x : words.y;
+      const float2 pair = E4m3Pair(static_cast<uint16_t>(word >> (16 * (j % 2))));
+      eight[2 * j] = __float2bfloat16_rn(scale * pair.x);
+      eight[2 * j + 1] = __float2bfloat16_rn(scale * pair.y);
+    }
+  } else if constexpr (kFormat == WeightFormat::kQ8) {
+    const float d = HalfAt(step + ScaleByte(kFormat, row, group));
     const uint2 words = *reinterpret_cast<const uint2*>(step + Q8Byte(row, first));
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -30,6 +41,7 @@ __device__ inline uint4 EightOf(const std::byte* step, int32_t row, int32_t grou
       eight[j] = __float2bfloat16_rn(d * static_cast<float>(u - 128));
     }
   } else {
+    const float d = HalfAt(step + ScaleByte(kFormat, row, group));
     const float m = HalfAt(step + Q4MinByte(row, group));
     const uint32_t word = *reinterpret_cast<const uint32_t*>(step + Q4Word(row, first));
 #pragma unroll
@@ -104,6 +116,9 @@ absl::Status RowsAsBf16(const PackedMatrix& w, int32_t first, int32_t count, int
   int32_t done = 0;
   if (w.format == WeightFormat::kQ8) {
     status = Dequantise<WeightFormat::kQ8>(w, first, count, inputs, to, stream);
+    done = count;
+  } else if (w.format == WeightFormat::kFp8) {
+    status = Dequantise<WeightFormat::kFp8>(w, first, count, inputs, to, stream);
     done = count;
   } else if (w.format == WeightFormat::kQ4) {
     status = Dequantise<WeightFormat::kQ4>(w, first, count, inputs, to, stream);

@@ -9,6 +9,8 @@
 //   Q8    64 inputs a step, two groups of 32; then f16 [g][group][2] of d.
 //         Input 32 group + 8 q + i, i = 0..7, is byte 8 group + 4 (i / 4) + {0, 2, 1, 3}[i % 4] of
 //         the lane: its value and 128.
+//   Fp8   64 inputs a step of e4m3 as in the file; then f32 [g][2], the scale of the step's inputs.
+//         Input 32 group + 8 q + i is byte 8 group + i of the lane.
 //   Q4    128 inputs a step, four groups; then f16 [g][group][2] of d, and f16 [g][group / 2][2]
 //         [group % 2] of m; value = d * q + m.
 //         Input 32 group + 8 q + i is in word `group` of the lane, at bits 4 (i / 2) + 16 (i % 2).
@@ -31,6 +33,7 @@ constexpr WeightFormat UploadFormat(WeightFormat format) {
   switch (format) {
     case WeightFormat::kF32:
     case WeightFormat::kQ8:
+    case WeightFormat::kFp8:
     case WeightFormat::kQ4: return format;
     default: return WeightFormat::kBF16;
   }
@@ -39,7 +42,8 @@ constexpr WeightFormat UploadFormat(WeightFormat format) {
 constexpr int32_t StepInputs(WeightFormat format) {
   switch (format) {
     case WeightFormat::kF32: return 4;
-    case WeightFormat::kQ8: return 64;
+    case WeightFormat::kQ8:
+    case WeightFormat::kFp8: return 64;
     case WeightFormat::kQ4: return 128;
     default: return 32;
   }
@@ -47,7 +51,7 @@ constexpr int32_t StepInputs(WeightFormat format) {
 
 // The following are for formats that UploadFormat returns.
 constexpr bool IsTiled(WeightFormat format) {
-  return format == WeightFormat::kQ8 || format == WeightFormat::kQ4;
+  return format == WeightFormat::kQ8 || format == WeightFormat::kQ4 || format == WeightFormat::kFp8;
 }
 constexpr int32_t Steps(WeightFormat format, int32_t k) {
   return (k + StepInputs(format) - 1) / StepInputs(format);
@@ -63,6 +67,7 @@ constexpr int64_t RowBytes(WeightFormat format, int32_t k) {
 constexpr int32_t TileStepBytes(WeightFormat format) {
   const int32_t groups = StepInputs(format) / kGroup;
   if (format == WeightFormat::kQ8) return kTileBytes + kTileRows * groups * 2;
+  if (format == WeightFormat::kFp8) return kTileBytes + kTileRows * 4;
   return format == WeightFormat::kQ4 ? kTileBytes + kTileRows * groups * 4 : kTileBytes;
 }
 constexpr int64_t TileBytes(WeightFormat format, int32_t k) {
@@ -88,6 +93,11 @@ constexpr int32_t Q8Byte(int32_t row, int32_t i) {
   return LaneByte(row, i % kGroup / 8) + i / kGroup * 8 + in_lane / 4 * 4 + of_four / 2 +
          of_four % 2 * 2;
 }
+// Fp8: the byte of input i (0..63), and the scale.
+constexpr int32_t Fp8Byte(int32_t row, int32_t i) {
+  return LaneByte(row, i % kGroup / 8) + i / kGroup * 8 + i % 8;
+}
+constexpr int32_t Fp8ScaleByte(int32_t row) { return kTileBytes + row % 8 * 8 + row / 8 * 4; }
 // Q4: the 32-bit word that holds input i (0..127), the first bit in it, and the group's minimum.
 constexpr int32_t Q4Word(int32_t row, int32_t i) {
   return LaneByte(row, i % kGroup / 8) + i / kGroup * 4;

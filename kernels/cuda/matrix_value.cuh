@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/e4m3.cuh"
 #include "kernels/cuda/matrix_layout.h"
 
 namespace morphserve::kernels::cuda {
@@ -19,6 +20,10 @@ __device__ inline float MatrixValue(const PackedMatrix& matrix, int32_t row, int
   const int32_t in_tile = row % kTileRows, in_step = input % StepInputs(matrix.format);
   const std::byte* step = matrix.data + row / kTileRows * TileBytes(matrix.format, matrix.k) +
                           input / StepInputs(matrix.format) * TileStepBytes(matrix.format);
+  if (matrix.format == WeightFormat::kFp8) {
+    const float scale = *reinterpret_cast<const float*>(step + Fp8ScaleByte(in_tile));
+    return scale * E4m3Pair(std::to_integer<uint16_t>(step[Fp8Byte(in_tile, in_step)])).x;
+  }
   const auto half_at = [&](int32_t byte) {
     return __half2float(*reinterpret_cast<const __half*>(step + byte));
   };

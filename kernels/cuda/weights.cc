@@ -15,8 +15,8 @@ namespace {
 
 constexpr int64_t kStagingBytes = 16 << 20;
 
-// The integers and scales of one output of a packed Q8 or Q4 matrix, as they are in the file, into
-// their tile.
+// The values and scales of one output of a packed Q8, fp8 or Q4 matrix, as they are in the file,
+// into their tile.
 void PutQ8Row(const PackedMatrix& host, int32_t row, std::byte* tile) {
   const std::byte* panel = host.data + row / kPanelOutputs * PanelBytes(host.format, host.k);
   const int32_t output = row % kPanelOutputs, in_tile = row % kTileRows;
@@ -30,6 +30,21 @@ void PutQ8Row(const PackedMatrix& host, int32_t row, std::byte* tile) {
       step[Q8Byte(in_tile, group % 2 * kGroup + i)] =
           quads[i / 4 * kQuadBytes + 4 * output + i % 4];
     }
+  }
+}
+
+void PutFp8Row(const PackedMatrix& host, int32_t row, std::byte* tile) {
+  const std::byte* panel = host.data + row / kPanelOutputs * PanelBytes(host.format, host.k);
+  const int32_t output = row % kPanelOutputs, in_tile = row % kTileRows;
+  constexpr int32_t kInputs = StepInputs(WeightFormat::kFp8);
+  static_assert(kFp8Inputs % kInputs == 0, "a step has one scale");
+  for (int32_t begin = 0; begin < host.k; begin += kInputs) {
+    const std::byte* from = panel + begin / kFp8Inputs * kFp8GroupBytes;
+    std::byte* const step = tile + begin / kInputs * TileStepBytes(WeightFormat::kFp8);
+    std::memcpy(step + Fp8ScaleByte(in_tile), from + 4 * output, 4);
+    const std::byte* codes = from + kFp8ScaleBytes + begin % kFp8Inputs * kPanelOutputs + output;
+    const int32_t count = std::min(kInputs, host.k - begin);
+    for (int32_t i = 0; i < count; ++i) step[Fp8Byte(in_tile, i)] = codes[i * kPanelOutputs];
   }
 }
 
@@ -102,6 +117,8 @@ absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix& host, std::byte* d
       std::byte* const unit = staging->data() + (r / unit_rows - first) * unit_bytes;
       if (format == WeightFormat::kQ8) {
         PutQ8Row(host, row, unit);
+      } else if (format == WeightFormat::kFp8) {
+        PutFp8Row(host, row, unit);
       } else if (format == WeightFormat::kQ4) {
         PutQ4Row(host, row, unit);
       } else {

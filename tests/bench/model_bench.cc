@@ -43,6 +43,7 @@ int Main(int argc, char** argv) {
       const std::string name = argv[++i];
       dtype = name == "bf16"  ? WeightsDType::kBF16
               : name == "f32" ? WeightsDType::kF32
+              : name == "fp8" ? WeightsDType::kFp8
                               : WeightsDType::kNative;
     }
   }

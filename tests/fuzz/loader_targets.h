@@ -12,6 +12,7 @@
 
 #include "engine/loader/checkpoint.h"
 #include "engine/loader/config_json.h"
+#include "engine/loader/fp8_scales.h"
 #include "engine/loader/gguf.h"
 #include "engine/loader/json_text.h"
 #include "engine/loader/safetensors.h"
@@ -76,6 +77,11 @@ inline void FuzzSafetensors(std::string_view bytes) {
 inline void FuzzConfigJson(std::string_view bytes) {
   const auto json = ParseJsonObject(bytes, "config.json");
   if (!json.ok()) return;
+  const auto fp8 = Fp8ConfigFromJson(JsonObject(*json, "config.json"));
+  if (fp8.ok()) {
+    Require(fp8->block_rows >= 0 && fp8->block_inputs % 128 == 0);
+    Require(fp8->there == !fp8->suffix.empty());
+  }
   const auto config = ConfigFromJson(JsonObject(*json, "config.json"));
   if (!config.ok()) return;
   Require(ValidateModelConfig(*config).ok());

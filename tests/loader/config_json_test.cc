@@ -132,8 +132,6 @@ TEST(ConfigJson, RefusesByNameWhatItDoesNotKnow) {
   EXPECT_THAT(Refusal(With(llama, "mlp_bias", true)), HasSubstr("config.json.mlp_bias"));
   EXPECT_THAT(Refusal(With(llama, "hidden_act", "gelu")), HasSubstr("hidden_act"));
   EXPECT_THAT(Refusal(With(llama, "logit_scale", 0.5)), HasSubstr("logit_scale"));
-  EXPECT_THAT(Refusal(With(llama, "quantization_config", {{"bits", 4}})),
-              HasSubstr("quantization_config"));
   EXPECT_THAT(Refusal(With(llama, "auto_map", {{"AutoModel", "x.y"}})), HasSubstr("auto_map"));
   EXPECT_THAT(Refusal(With(llama, "partial_rotary_factor", 0.5)),
               HasSubstr("partial_rotary_factor"));

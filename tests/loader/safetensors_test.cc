@@ -68,7 +68,7 @@ TEST(Safetensors, RefusesHeadersThatTheFileCannotHold) {
 TEST(Safetensors, NamesTheTensorWhoseEntryIsWrong) {
   const std::pair<std::string, const char*> wrong[] = {
       {Entry("w", "I64", "[1]", "[0,8]"), "type I64"},
-      {Entry("w", "F8_E4M3", "[8]", "[0,8]"), "type F8_E4M3"},
+      {Entry("w", "F8_E5M2", "[8]", "[0,8]"), "type F8_E5M2"},
       {Entry("w", "F32", "[2]", "[0,4]"), "takes 8 bytes"},
       {Entry("w", "F32", "[3]", "[0,8]"), "more than the file"},
       {Entry("w", "F32", "[0]", "[0,8]"), "extent 0"},

@@ -1,11 +1,12 @@
 """Writes a checkpoint of random weights in a real model's shape, and linear branches for it, so that
 real sizes are measured without a download. Speed does not depend on the values.
 
-    python tests/tools/make_random_checkpoint.py SHAPE FOLDER [--branches FILE] [--layers N]
+    python tests/tools/make_random_checkpoint.py SHAPE FOLDER [--branches FILE] [--layers N] [--fp8]
 
 SHAPE: qwen3-1.7b, qwen3-8b, llama-70b (as many of its layers as --layers says; the rest is
-extrapolated), smollm2-135m. Weights are bf16, in one safetensors file a layer. Branches are
-gated_delta with shared projections, rank 64. Uses torch and its GPU where there is one, else numpy.
+extrapolated), smollm2-135m. Weights are bf16, in one safetensors file a layer; with --fp8 those
+of layers are e4m3 with a scale per 128 x 128 block, as in Qwen3-8B-FP8. Branches are gated_delta with
+shared projections, rank 64. Uses torch and its GPU where there is one, else numpy.
 """
 
 import argparse
@@ -65,6 +66,16 @@ class Numbers:
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)
         return (rounded >> 16).astype("<u2").tobytes()
 
+    def e4m3(self, shape):
+        """Codes that are numbers, 125 in the mean."""
+        if self.torch is not None:
+            t = self.torch
+            codes = t.randint(0, 256, shape, device=self.device, dtype=t.uint8,
+                              generator=self.generator)
+            return t.where((codes & 127) == 127, codes ^ 1, codes).cpu().numpy().tobytes()
+        codes = self.random.integers(0, 256, shape, dtype="u1")
+        return self.numpy.where((codes & 127) == 127, codes ^ 1, codes).astype("u1").tobytes()
+
     @staticmethod
     def f32(values):
         return struct.pack(f"<{len(values)}f", *values)
@@ -84,8 +95,22 @@ def write_safetensors(path, tensors, metadata):
             file.write(raw)
 
 
+BLOCK = 128
+
+
+def weight_and_scale(config, numbers, theirs, ours, n, k):
+    if "quantization_config" not in config:
+        yield theirs, ours, "BF16", (n, k), numbers.bf16((n, k), k ** -0.5), b""
+        return
+    blocks = (-(-n // BLOCK), -(-k // BLOCK))
+    scale = numbers.bf16(blocks, 0.0, k ** -0.5 / 125)
+    yield theirs, ours, "F8_E4M3", (n, k), numbers.e4m3((n, k)), scale
+    yield theirs + "_scale_inv", "", "BF16", blocks, scale, b""
+
+
 def layer_tensors(config, numbers, layer):
-    """(name in the file, name in the base id, shape, bytes) of one layer."""
+    """(name in the file, name in the base id or "", type, shape, bytes, bytes that the id hashes before
+    them) of one layer."""
     hidden, width = config["hidden_size"], config["intermediate_size"]
     dim = config["head_dim"]
     q, kv = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
@@ -96,24 +121,25 @@ def layer_tensors(config, numbers, layer):
                 ("mlp.gate_proj", "ffn_gate", width, hidden), ("mlp.up_proj", "ffn_up", width, hidden),
                 ("mlp.down_proj", "ffn_down", hidden, width)]
     for theirs, ours, n, k in matrices:
-        yield (prefix + theirs + ".weight", canonical + ours + ".weight", (n, k),
-               numbers.bf16((n, k), k ** -0.5))
+        yield from weight_and_scale(config, numbers, prefix + theirs + ".weight",
+                                    canonical + ours + ".weight", n, k)
     norms = [("input_layernorm", "attn_norm", hidden), ("post_attention_layernorm", "ffn_norm", hidden)]
     if config["model_type"] == "qwen3":
         norms += [("self_attn.q_norm", "attn_q_norm", dim), ("self_attn.k_norm", "attn_k_norm", dim)]
     for theirs, ours, n in norms:
-        yield (prefix + theirs + ".weight", canonical + ours + ".weight", (n,),
-               numbers.bf16((n,), 0.1, 1.0))
+        yield (prefix + theirs + ".weight", canonical + ours + ".weight", "BF16", (n,),
+               numbers.bf16((n,), 0.1, 1.0), b"")
 
 
 def outer_tensors(config, numbers):
     vocab, hidden = config["vocab_size"], config["hidden_size"]
-    yield ("model.embed_tokens.weight", "token_embd.weight", (vocab, hidden),
-           numbers.bf16((vocab, hidden), 0.02))
-    yield "model.norm.weight", "output_norm.weight", (hidden,), numbers.bf16((hidden,), 0.1, 1.0)
+    yield ("model.embed_tokens.weight", "token_embd.weight", "BF16", (vocab, hidden),
+           numbers.bf16((vocab, hidden), 0.02), b"")
+    yield ("model.norm.weight", "output_norm.weight", "BF16", (hidden,),
+           numbers.bf16((hidden,), 0.1, 1.0), b"")
     if not config["tie_word_embeddings"]:
-        yield ("lm_head.weight", "output.weight", (vocab, hidden),
-               numbers.bf16((vocab, hidden), hidden ** -0.5))
+        yield ("lm_head.weight", "output.weight", "BF16", (vocab, hidden),
+               numbers.bf16((vocab, hidden), hidden ** -0.5), b"")
 
 
 def write_base(config, folder, numbers):
@@ -126,12 +152,13 @@ def write_base(config, folder, numbers):
         tensors = outer_tensors(config, numbers) if part == layers else layer_tensors(
             config, numbers, part)
         entries = []
-        for theirs, ours, shape, raw in tensors:
-            entries.append((theirs, "BF16", shape, raw))
+        for theirs, ours, dtype, shape, raw, scale in tensors:
+            entries.append((theirs, dtype, shape, raw))
             index[theirs] = name
             total += len(raw)
-            line = " ".join([ours, "BF16", *map(str, shape)]) + "\n"
-            lines[ours] = line.encode() + hashlib.sha256(raw).digest()
+            if ours:
+                line = " ".join([ours, dtype, *map(str, shape)]) + "\n"
+                lines[ours] = line.encode() + hashlib.sha256(scale + raw).digest()
         write_safetensors(folder / name, entries, {"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": total}, "weight_map": index}))
@@ -172,12 +199,17 @@ def main():
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--branches", type=pathlib.Path)
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--fp8", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     config = dict(SHAPES[arguments.shape], max_position_embeddings=131072, rms_norm_eps=1e-6,
                   torch_dtype="bfloat16", hidden_act="silu", attention_bias=False)
     if arguments.layers:
         config["num_hidden_layers"] = arguments.layers
+    if arguments.fp8:
+        config["quantization_config"] = {
+            "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+            "weight_block_size": [BLOCK, BLOCK]}
     numbers = Numbers(arguments.seed)
     base_id = write_base(config, arguments.folder, numbers)
     if arguments.branches:

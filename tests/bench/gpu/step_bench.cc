@@ -46,7 +46,7 @@ std::vector<Case> ParseCases(const std::string& text) {
 
 int Main(int argc, char** argv) {
   if (argc < 4) {
-    std::fprintf(stderr, "usage: step_bench MODEL BRANCHES|- CASES [--dtype bf16] ...\n");
+    std::fprintf(stderr, "usage: step_bench MODEL BRANCHES|- CASES [--dtype bf16|fp8] ...\n");
     return 2;
   }
   double bandwidth = 0;
@@ -55,6 +55,7 @@ int Main(int argc, char** argv) {
   for (int i = 4; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--dtype" && std::string(argv[i + 1]) == "bf16") dtype = WeightsDType::kBF16;
+    if (flag == "--dtype" && std::string(argv[i + 1]) == "fp8") dtype = WeightsDType::kFp8;
     if (flag == "--bandwidth") bandwidth = std::atof(argv[i + 1]) * 1e9;
     if (flag == "--arena") arena = std::atof(argv[i + 1]);
   }

@@ -285,8 +285,8 @@ TEST_F(LayerGradCudaTest, MatmulOfEveryFormatIsTheTransposedProduct) {
   for (const Case& c :
        {Case{DType::kF32, 19, 33}, Case{DType::kF32, 130, 64}, Case{DType::kBF16, 300, 24},
         Case{DType::kBF16, 9, 576}, Case{DType::kBF16, 192, 576}, Case{DType::kF16, 16, 17},
-        Case{DType::kQ8_0, 70, 96}, Case{DType::kQ4_1, 33, 64}, Case{DType::kQ4_1, 192, 576},
-        Case{DType::kQ4_0, 2500, 64}, Case{DType::kQ6_K, 20, 256}}) {
+        Case{DType::kQ8_0, 70, 96}, Case{DType::kF8_E4M3, 70, 96}, Case{DType::kQ4_1, 33, 64},
+        Case{DType::kQ4_1, 192, 576}, Case{DType::kQ4_0, 2500, 64}, Case{DType::kQ6_K, 20, 256}}) {
     for (const int32_t rows : {1, 15, 64, 150}) {
       ExpectMatmulGrad(c.type, c.n, c.k, rows, rows == 15 ? 7 : c.n, stream(), &numbers_);
       if (HasFatalFailure()) return;

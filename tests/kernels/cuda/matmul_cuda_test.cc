@@ -84,6 +84,7 @@ struct Case {
       // Rows that stand together of a small matrix go to the large product early.
       const bool large = rows > (with_list ? kGemvRowsMax : 16);
       const bool quantised = weights[p]->packed().format == WeightFormat::kQ8 ||
+                             weights[p]->packed().format == WeightFormat::kFp8 ||
                              weights[p]->packed().format == WeightFormat::kQ4;
       for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
         const bool listed =
@@ -133,7 +134,7 @@ std::string Name(DType type, int32_t k, int32_t rows) {
 }
 
 constexpr DType kTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
-                            DType::kQ4_0, DType::kQ4_1, DType::kQ6_K};
+                            DType::kQ4_0, DType::kQ4_1, DType::kQ6_K, DType::kF8_E4M3};
 
 TEST_F(MatmulCudaTest, AgreesWithTheOracleForEveryTypeSizeAndBucket) {
   for (const DType type : kTypes) {
@@ -158,7 +159,7 @@ TEST_F(MatmulCudaTest, AgreesWithTheOracleForEveryTypeSizeAndBucket) {
 }
 
 TEST_F(MatmulCudaTest, LongRowsShareAClusterAndRepeatBitForBit) {
-  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1}) {
+  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1, DType::kF8_E4M3}) {
     for (const int32_t k : {4096, 14336}) {
       for (const int32_t rows : {1, 8, 16, 48, 80}) {
         Case c(type, {80, 24}, k, rows, stream());
@@ -177,7 +178,7 @@ TEST_F(MatmulCudaTest, LongRowsShareAClusterAndRepeatBitForBit) {
 }
 
 TEST_F(MatmulCudaTest, ARowHasTheSameBitsBesideAnyOthersOfItsBucket) {
-  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1}) {
+  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1, DType::kF8_E4M3}) {
     for (const int32_t rows : {2, 5, 8, 16, 32, 64}) {
       Case c(type, {576}, 1536, rows, stream());
       c.with_list = true;
@@ -209,7 +210,7 @@ TEST_F(MatmulCudaTest, ManyOutputsAndManyParts) {
 }
 
 TEST_F(MatmulCudaTest, NotFiniteInputsStayInTheirRow) {
-  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1}) {
+  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1, DType::kF8_E4M3}) {
     for (const int32_t rows : {3, 20, 70}) {
       Case c(type, {48}, 256, rows, stream());
       c.x[c.X() + 7] = std::numeric_limits<float>::quiet_NaN();
@@ -244,7 +245,8 @@ TEST(MatmulBytesTest, AProductWithoutInputsNeedsNone) {
 }
 
 TEST(GemvPlanTest, CoversEveryTileAndInputOnce) {
-  for (const WeightFormat format : {WeightFormat::kBF16, WeightFormat::kQ8, WeightFormat::kQ4}) {
+  for (const WeightFormat format :
+       {WeightFormat::kBF16, WeightFormat::kQ8, WeightFormat::kFp8, WeightFormat::kQ4}) {
     for (const int32_t k : {1, 32, 576, 1536, 4096, 14336, 28672}) {
       for (const int32_t n : {1, 16, 192, 576, 4096, 49152, 151936}) {
         for (int32_t rows = 1; rows <= kGemvRowsMax; ++rows) {

@@ -91,7 +91,8 @@ void Check(const Case& c, const std::vector<std::vector<float>>& y, bool swiglu)
 }
 
 TEST_F(MatmulStagesCudaTest, AgreesWithTheOracleForEveryTypeAndBucket) {
-  for (const DType type : {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_1}) {
+  for (const DType type :
+       {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_1, DType::kF8_E4M3}) {
     // Inputs of one block, and of the blocks of a cluster.
     for (const int32_t k : {576, 4096}) {
       for (const int32_t rows : {1, 2, 3, 4, 5, 8, 9, 16, 20, 70}) {
@@ -109,7 +110,7 @@ TEST_F(MatmulStagesCudaTest, AgreesWithTheOracleForEveryTypeAndBucket) {
 }
 
 TEST_F(MatmulStagesCudaTest, ARowHasTheSameBitsBesideAnyOthersOfItsBucket) {
-  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1}) {
+  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1, DType::kF8_E4M3}) {
     Case c(type, 576, 4096, 8, stream());
     const std::vector<float> before = c.Run(ops(), true)[0];
     for (size_t i = 0; i < c.x.size(); ++i) {
