@@ -26,7 +26,8 @@ constexpr SettingField kTable[] = {
     {"model.name", Kind::kText, "", 0, 0, "",
      "name that requests use; empty: the one in the model's files", MS_AT(model.name)},
     {"model.weights_dtype", Kind::kChoice, "native", 0, 0, "native|bf16|f32|fp8",
-     "arithmetic of the weights; f32 is the exact mode, its KV in f32 too",
+     "arithmetic of the weights; f32 is the exact mode, its KV in f32 too; fp8 rounds the layers' "
+     "floats to e4m3",
      MS_AT(model.weights_dtype)},
     {"model.branches", Kind::kPath, "", 0, 0, "",
      "linear branches: a branches file, or window:W[:SINKS]; unset: every layer is full",

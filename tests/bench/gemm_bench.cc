@@ -57,7 +57,8 @@ struct Matrix {
     // Scales and bf16 exponents near 2^-6: nothing overflows or becomes subnormal.
     const uint16_t scale = type == DType::kBF16 ? 0x3c80 : 0x2400;
     for (int64_t i = 0; i < blocks; ++i) {
-      std::memcpy(rows.data() + i * BlockBytes(type), &scale, 2);
+      if (type != DType::kF8_E4M3) std::memcpy(rows.data() + i * BlockBytes(type), &scale, 2);
+      if (type == DType::kF8_E4M3) rows[static_cast<size_t>(i)] &= std::byte{0x77};  // No NaN.
       if (type == DType::kQ4_1) std::memcpy(rows.data() + i * BlockBytes(type) + 2, &scale, 2);
     }
     if (!PackRows(type, rows.data(), 0, n, packed, memory.data()).ok()) std::abort();
@@ -236,5 +237,6 @@ int main(int argc, char** argv) {
   RunModel("Q4_1", DType::kQ4_1, DType::kQ8_0, targets, pool.get());
   RunModel("Q8_0", DType::kQ8_0, DType::kQ8_0, targets, pool.get());
   RunModel("bf16", DType::kBF16, DType::kBF16, targets, pool.get());
+  RunModel("fp8", DType::kF8_E4M3, DType::kBF16, targets, pool.get());
   return 0;
 }

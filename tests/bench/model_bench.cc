@@ -29,7 +29,7 @@ double ResidentMiB() {
 int Main(int argc, char** argv) {
   if (argc < 2) {
     std::fprintf(stderr,
-                 "usage: model_bench MODEL [--threads N] [--dtype native|bf16|f32] [--json]\n");
+                 "usage: model_bench MODEL [--threads N] [--dtype native|bf16|f32|fp8] [--json]\n");
     return 2;
   }
   int32_t threads = ReadMachine().cores;

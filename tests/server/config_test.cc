@@ -149,6 +149,14 @@ TEST(Config, ContradictionsAreAllNamed) {
   EXPECT_THAT(problems, ::testing::Contains(HasSubstr("tls.cert and tls.key go together")));
 }
 
+TEST(Config, EveryArithmeticOfTheWeightsReachesTheEngine) {
+  for (const auto& [name, dtype] :
+       {std::pair("native", WeightsDType::kNative), std::pair("bf16", WeightsDType::kBF16),
+        std::pair("f32", WeightsDType::kF32), std::pair("fp8", WeightsDType::kFp8)}) {
+    EXPECT_EQ(ToEngineOptions(With({{"model.weights_dtype", name}})).weights_dtype, dtype) << name;
+  }
+}
+
 TEST(Config, EverySchedulerSettingReachesTheEngine) {
   const EngineOptions options = ToEngineOptions(With({{"model.weights_dtype", "bf16"},
                                                       {"cache.kv_dtype", "bf16"},

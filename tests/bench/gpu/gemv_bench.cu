@@ -36,7 +36,7 @@ class Matrices {
     const int32_t step_bytes = kernels::cuda::TileStepBytes(format);
     const int32_t scales = step_bytes - kernels::cuda::kTileBytes;
     const DeviceMemory random_scales = AllocateOrDie(bytes);
-    // Scales near 2^-6, of f16.
+    // Scales near 2^-6, of f16; pairs of them are an f32 near 2^-55, as good for fp8.
     FillRandom(random_scales.data(), bytes, 0x80ff80ffu, 0x24002400u, stream);
     for (int64_t i = 0; i < copies; ++i) {
       std::byte* at = memory_.data() + i * bytes;
@@ -185,8 +185,10 @@ void Run() {
   struct Shape {
     int32_t n, k;
   };
-  const std::pair<const char*, WeightFormat> formats[] = {
-      {"bf16", WeightFormat::kBF16}, {"int8", WeightFormat::kQ8}, {"4-bit", WeightFormat::kQ4}};
+  const std::pair<const char*, WeightFormat> formats[] = {{"bf16", WeightFormat::kBF16},
+                                                          {"int8", WeightFormat::kQ8},
+                                                          {"fp8", WeightFormat::kFp8},
+                                                          {"4-bit", WeightFormat::kQ4}};
   for (const auto& [name, format] : formats) {
     for (const Shape& s :
          {Shape{4096, 4096}, Shape{14336, 4096}, Shape{28672, 4096}, Shape{4096, 14336},

@@ -1,7 +1,7 @@
 // step_bench: a whole step on the GPU, sampling and the host's share included: milliseconds,
 // the bytes it must move, and their share of the read bandwidth given. The floor is bytes over
 // bandwidth; see kernels/README.md.
-//   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16] [--bandwidth GB/S] [--arena GIB]
+//   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16|fp8] [--bandwidth GB/S] [--arena GIB]
 // CASES: full_layers:batch:context or full_layers:batch:context:rows, separated by commas;
 // full_layers -1: all. `rows` rows of each sequence, the last of which has `context` tokens; one,
 // a decode step, unless given.
