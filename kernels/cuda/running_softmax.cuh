@@ -13,12 +13,13 @@ struct RunningSoftmax {
   float total[2] = {0, 0};
 
   // Scores become probabilities times exp of a shift; `kept` is what sums so far must be scaled by.
-  __device__ inline void Add(float (&score)[kTileColumns / 8][4], float (&kept)[2]) {
+  template <int kCount>
+  __device__ inline void Add(float (&score)[kCount][4], float (&kept)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float now = highest[half];
 #pragma unroll
-      for (int n = 0; n < kTileColumns / 8; ++n) {
+      for (int n = 0; n < kCount; ++n) {
         now = fmaxf(now, fmaxf(score[n][2 * half], score[n][2 * half + 1]));
       }
       now = QuadMax(now);
@@ -26,7 +27,7 @@ struct RunningSoftmax {
       kept[half] = expf(highest[half] - base);
       float sum = 0;
 #pragma unroll
-      for (int n = 0; n < kTileColumns / 8; ++n) {
+      for (int n = 0; n < kCount; ++n) {
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
           score[n][i] = expf(score[n][i] - base);

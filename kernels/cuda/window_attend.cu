@@ -1,13 +1,14 @@
 // Attention of the window mixer's chunks: a block does 64 rows of a head over the sinks and the
 // positions that any of them sees, 32 at a time, with running maxima and sums (Dao et al. 2022).
 // Keys and values come from the ring where they are older than the call, else from its own rows.
+// This is the form for any type and head; window_attend_half.cu takes most heads of 16-bit rings.
 // Products: tf32_tiles.cuh, which keep the accuracy of f32. Floor: 4 D (window + sinks) flops a row
 // and head, three times over for the halves, and (window + 64) / 64 readings of keys and values.
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/running_softmax.cuh"
 #include "kernels/cuda/tf32_tiles.cuh"
+#include "kernels/cuda/window_attend.cuh"
 #include "kernels/cuda/window_launch.h"
-#include "kernels/cuda/window_steps.cuh"
 
 namespace morphserve::kernels::cuda {
 namespace {
@@ -16,31 +17,6 @@ template <int kDim>
 constexpr int SharedBytes() {
   return (kTileRows + 2 * kTileColumns) * TileStride<kDim>() * static_cast<int>(sizeof(float));
 }
-
-// What the rows [first, last) of a segment see between them, in tiles of 32 positions: those of the
-// sinks, then from the first row's window to the last row. Tiles begin at multiples of 32 of the
-// sequence, so a row's sums do not depend on where its chunk begins: what it does not see of a tile
-// adds nothing, to the bit.
-struct TileKeys {
-  int sinks, begin, end;   // Positions below `sinks` and those in [begin, end).
-  int sink_tiles, window;  // Tiles of the sinks alone; the first one of the window.
-  int tiles;
-  __device__ TileKeys(const WindowMixerArgs& args, const MixerSegment& segment, int first, int last)
-      : sinks(args.shape.sinks),
-        begin(max(segment.position + first - args.shape.window + 1, 0)),
-        end(segment.position + last),
-        sink_tiles(
-            min((min(sinks, begin) + kTileColumns - 1) / kTileColumns, begin / kTileColumns)),
-        window(begin / kTileColumns),
-        tiles(sink_tiles + (end - 1) / kTileColumns - window + 1) {}
-  // The first position of a tile.
-  __device__ int Tile(int i) const {
-    return (i < sink_tiles ? i : window + i - sink_tiles) * kTileColumns;
-  }
-  __device__ bool Seen(int position) const {
-    return position < end && (position >= begin || position < sinks);
-  }
-};
 
 // A tile of queries: rows [first, last) of the segment, zeros behind.
 template <int kDim>
@@ -63,17 +39,16 @@ __device__ inline void LoadQueries(const WindowMixerArgs& args, const MixerSegme
 // as the cache type rounds them.
 template <typename T, int kDim>
 __device__ inline void LoadKeys(const WindowWork& work, const MixerSegment& segment, int kv_head,
-                                const TileKeys& keys, int first, float* k, float* v) {
+                                const TileKeys<kTileColumns>& keys, int first, float* k, float* v) {
   const WindowMixerArgs& args = work.args;
-  const int d = args.shape.head_dim, window = args.shape.window, lane = threadIdx.x % kWarp;
+  const int d = args.shape.head_dim, lane = threadIdx.x % kWarp;
   const T* const ring_keys = work.Keys<const T>(segment.src_slot, kv_head);
   const T* const ring_values = work.Values<const T>(segment.src_slot, kv_head);
 #pragma unroll 4
   for (int j = threadIdx.x / kWarp; j < kTileColumns; j += kTileWarps) {
     const int position = first + j;
     const bool inside = keys.Seen(position), is_old = position < segment.position;
-    const int64_t place =
-        int64_t{position < keys.sinks ? window + position : position % window} * d;  // Of the ring.
+    const int64_t place = int64_t{PlaceOf(args, position)} * d;
     const int64_t own =
         inside && !is_old ? RowOf(args.row_list, segment, position - segment.position) : 0;
     const float* const own_key = args.k + own * args.k_stride + int64_t{kv_head} * d;
@@ -92,32 +67,6 @@ __device__ inline void LoadKeys(const WindowWork& work, const MixerSegment& segm
   }
 }
 
-// Brings the lane's row `half` of the sums to the output; whether it is finite.
-template <int kDim>
-__device__ inline bool StoreRow(const WindowMixerArgs& args, int64_t row, int head, int half,
-                                float total, const float (&sums)[kDim / 8][4]) {
-  float factor = 1.0f / total;
-  if (args.gate != nullptr) {
-    const float x = args.gate[row * args.gate_stride + head] + args.gate_bias[head];
-    factor *= 2.0f / (1.0f + expf(-x));
-  }
-  float* const out = args.out + row * args.out_stride + int64_t{head} * args.shape.head_dim;
-  bool finite = true;
-#pragma unroll
-  for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int column = ElementColumn(n, i);
-      if (column >= args.shape.head_dim) continue;
-      const float y = sums[n][2 * half + i] * factor;
-      const float value = args.accumulate ? out[column] + y : y;
-      finite = finite && isfinite(value);
-      out[column] = value;
-    }
-  }
-  return finite;
-}
-
 // Block (64 rows, head, segment).
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kTileThreads) AttendKernel(const WindowWork work) {
@@ -128,16 +77,14 @@ __global__ void __launch_bounds__(kTileThreads) AttendKernel(const WindowWork wo
   if (segment.row_count < 2 || first >= segment.row_count) return;
   const int last = min(first + kTileRows, segment.row_count);
   if (IsPadding(segment)) {
-    for (int r = first + static_cast<int>(threadIdx.x) / kWarp; r < last; r += kTileWarps) {
-      ZeroHead(args, RowOf(args.row_list, segment, r), head);
-    }
+    ZeroRows(args, segment, first, last, head);
     return;
   }
   float* const q = shared;
   float* const k = q + kTileRows * TileStride<kDim>();
   float* const v = k + kTileColumns * TileStride<kDim>();
   LoadQueries<kDim>(args, segment, head, first, last, q);
-  const TileKeys keys(args, segment, first, last);
+  const TileKeys<kTileColumns> keys(args, segment, first, last);
   const int kv_head = head / (args.heads / args.shape.kv_heads);
   float sums[kDim / 8][4] = {};
   RunningSoftmax softmax;
@@ -154,9 +101,7 @@ __global__ void __launch_bounds__(kTileThreads) AttendKernel(const WindowWork wo
       for (int i = 0; i < 4; ++i) {
         const int position = at + ElementColumn(n, i);
         const int own = segment.position + first + ElementRow(i);
-        const bool sees =
-            position <= own && (position > own - args.shape.window || position < args.shape.sinks);
-        score[n][i] = sees ? score[n][i] * args.scale : -INFINITY;
+        score[n][i] = Sees(args, own, position) ? score[n][i] * args.scale : -INFINITY;
       }
     }
     softmax.Add(score, kept);
@@ -167,15 +112,7 @@ __global__ void __launch_bounds__(kTileThreads) AttendKernel(const WindowWork wo
     }
     AddTimesColumns<kDim, kDim>(sums, score, v);
   }
-  bool finite = true;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = first + ElementRow(2 * half);
-    if (r >= last) continue;
-    const int64_t row = RowOf(args.row_list, segment, r);
-    finite = StoreRow<kDim>(args, row, head, half, softmax.total[half], sums) && finite;
-  }
-  Flag(args, blockIdx.z, finite);
+  StoreRows<kDim>(args, segment, first, last, head, softmax.total, sums);
 }
 
 template <typename T, int kDim>
@@ -183,16 +120,14 @@ absl::Status Launch(const WindowWork& work, cudaStream_t stream) {
   static const cudaError_t kAllowed = cudaFuncSetAttribute(
       AttendKernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes<kDim>());
   MS_CUDA_RETURN_IF_ERROR(kAllowed);
-  const dim3 grid(static_cast<unsigned>((work.args.rows_max + kTileRows - 1) / kTileRows),
-                  static_cast<unsigned>(work.args.heads),
-                  static_cast<unsigned>(work.args.segments.size()));
-  AttendKernel<T, kDim><<<grid, kTileThreads, SharedBytes<kDim>(), stream>>>(work);
+  AttendKernel<T, kDim><<<AttendGrid(work.args), kTileThreads, SharedBytes<kDim>(), stream>>>(work);
   return LaunchStatus("WindowMixer, attention");
 }
 
 }  // namespace
 
 absl::Status LaunchWindowAttend(const WindowWork& work, void* stream) {
+  if (HasHalfForm(work)) return LaunchWindowAttendHalf(work, stream);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   absl::Status status;
   WithCacheType(work.args.shape.dtype, [&](auto type) {

@@ -107,7 +107,20 @@ TEST_F(MixersCudaTest, TheRecurrentMixerIsRightAtTheEndsOfTheGates) {
 }
 
 TEST_F(MixersCudaTest, TheWindowMixerAgreesWithTheOracleHoweverASequenceIsCut) {
-  for (const WindowOptions& options : AllWindowOptions()) {
+  std::vector<WindowOptions> all = AllWindowOptions();
+  // Heads of each width of the form for 16-bit rings.
+  for (const auto& [dim, type] :
+       {std::pair{128, KvDType::kF16}, {256, KvDType::kBF16}, {40, KvDType::kBF16}}) {
+    all.push_back({.heads = 4,
+                   .kv_heads = 2,
+                   .dim = dim,
+                   .window = 70,
+                   .sinks = 5,
+                   .dtype = type,
+                   .rotary = dim,
+                   .norm = true});
+  }
+  for (const WindowOptions& options : all) {
     const CudaWindowLayer layer(options, 140);
     const MixerResult whole = RunChunks(layer, {layer.length});
     const Doubles expected = layer.Expected();
