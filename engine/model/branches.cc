@@ -74,6 +74,7 @@ DownColumns MakeDownColumns(const BranchesConfig& config) {
   add(&out.a, delta ? config.heads : 0);
   add(&out.b, delta ? config.heads : 0);
   add(&out.window, config.has_window() ? config.heads : 0);
+  out.stride = (out.width + 7) / 8 * 8;
   return out;
 }
 

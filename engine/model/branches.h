@@ -69,10 +69,12 @@ struct LinearWeights {
   Parameter bs;                      // [heads]
 };
 
-// Columns of `down`, in order; a part that the kind lacks has width 0.
+// Columns of `down`, in order; a part that the kind lacks has width 0. Rows of the product are
+// `stride` apart, a multiple of 8: cuBLASLt has fast kernels only for rows that are aligned.
 struct DownColumns {
   int32_t q = 0, k = 0, v = 0, gate = 0, a = 0, b = 0, window = 0;  // First column of each.
   int32_t width = 0;
+  int32_t stride = 0;
 };
 DownColumns MakeDownColumns(const BranchesConfig& config);
 

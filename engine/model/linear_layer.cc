@@ -41,7 +41,7 @@ kernels::LowRankPart Gate(const LayerContext& c, const LinearWeights& w,
 absl::Status FromDown(const LayerContext& c, const DownColumns& columns, const LayerRows& rows,
                       std::span<const kernels::LowRankPart> parts) {
   return c.backend->low_rank({.x = c.buffers->down,
-                              .x_stride = columns.width,
+                              .x_stride = columns.stride,
                               .rows = rows.linear.count,
                               .row_list = rows.linear.list,
                               .parts = parts},
@@ -96,7 +96,7 @@ absl::Status Recurrent(const LayerContext& c, const LinearWeights& w, const Down
        .qk_norm = config.qk_norm,
        .a = delta ? b.down + columns.a : nullptr,
        .b = delta ? b.down + columns.b : nullptr,
-       .gate_stride = columns.width,
+       .gate_stride = columns.stride,
        .a_log = w.a_log.data(),
        .dt_bias = w.dt_bias.data(),
        .b_beta = w.b_beta.data(),
@@ -149,7 +149,7 @@ absl::Status Window(const LayerContext& c, const LayerWeights& base, const Linea
        .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(model.head_dim))),
        .gate = beside_state ? b.down + columns.window : nullptr,
        .gate_bias = w.bs.data(),
-       .gate_stride = columns.width,
+       .gate_stride = columns.stride,
        .accumulate = beside_state,
        .out = b.mixed,
        .out_stride = q_width,
@@ -186,7 +186,7 @@ absl::Status LinearMix(const LayerContext& c, const LayerWeights& base, const Li
   const DownColumns columns = MakeDownColumns(config);
   if (config.has_state()) {
     const kernels::MatmulPart down = {
-        .weights = &branch.down, .y = c.buffers->down, .y_stride = columns.width};
+        .weights = &branch.down, .y = c.buffers->down, .y_stride = columns.stride};
     MS_RETURN_IF_ERROR(
         ListedMatmul(c, c.buffers->normed, c.config->hidden, rows.linear, std::span(&down, 1)));
     MS_RETURN_IF_ERROR(config.own ? OwnProjections(c, branch, columns, rows)

@@ -55,7 +55,7 @@ void CutLinear(const ModelConfig& c, const BranchesConfig& b, const ModelLimits&
                Cutter* cutter, ModelBuffers* out) {
   const int64_t width = int64_t{b.heads} * b.head_dim;
   const int64_t rows = limits.rows;
-  const int32_t down = MakeDownColumns(b).width;
+  const int32_t down = MakeDownColumns(b).stride;
   if (b.has_state()) {
     out->qkv = cutter->Floats(rows, 3 * width);
     out->z = cutter->Floats(rows, width);

@@ -36,7 +36,7 @@ struct ModelBuffers {
   float* picked = nullptr;  // [logit_rows, hidden]
   // Of linear rows; null without branches.
   float* qkv = nullptr;    // [rows, 3 heads d] input of the recurrent mixer
-  float* down = nullptr;   // [rows, DownColumns::width]
+  float* down = nullptr;   // [rows, DownColumns::stride]
   float* z = nullptr;      // [rows, heads d] output gate
   float* own_k = nullptr;  // [rows, kv_heads d] own projections only
   float* own_v = nullptr;

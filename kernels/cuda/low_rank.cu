@@ -1,6 +1,7 @@
-// Low-rank corrections: a thread an output, a block 128 outputs of 8 rows, whose inputs lie in
-// shared memory; one f32 chain an output with k ascending, so a row's bits depend on nothing else.
-// Floor: the factors' bytes once for 8 rows, and 4 to 12 bytes an output.
+// Low-rank corrections: a thread an output, a block 128 outputs of 8 rows, or of 32 where there are
+// many, whose inputs lie in shared memory; one f32 chain an output with k ascending, so a row's
+// bits depend on nothing else. Floor: the factors' bytes once for 8 rows, and 4 to 12 bytes an
+// output.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -16,7 +17,9 @@ namespace morphserve::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kRows = 8;
+constexpr int kFewRows = 8;    // Of a block.
+constexpr int kManyRows = 32;  // The same in a call of more than kManyFrom rows.
+constexpr int32_t kManyFrom = 256;
 constexpr int kInputs = 32;  // Of a row in shared memory, of an output in registers, at a time.
 constexpr int32_t kPartsMax = 8;
 
@@ -60,7 +63,8 @@ __device__ inline void LoadInputs(const PackedMatrix& w, int32_t n, int32_t firs
   }
 }
 
-// sums[r] += the products of `count` inputs in shared memory; all 8 rows, listed or not.
+// sums[r] += the products of `count` inputs in shared memory; all rows, listed or not.
+template <int kRows>
 __device__ inline void AddInputs(const float (&line)[kInputs], int32_t count,
                                  const float (&xs)[kRows][kInputs], float (&sums)[kRows]) {
 #pragma unroll
@@ -73,6 +77,7 @@ __device__ inline void AddInputs(const float (&line)[kInputs], int32_t count,
 
 // The factor and the list are there before the call; all else is read after WaitForEarlier, at
 // once.
+template <int kRows>
 __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant__ Call call) {
   __shared__ float xs[kRows][kInputs];
   __shared__ int64_t list[kRows];
@@ -176,7 +181,7 @@ absl::Status CheckPart(const LowRankPart& part, int64_t x_stride) {
 }  // namespace
 
 absl::Status LowRank(const LowRankArgs& args, Stream stream) {
-  if (args.rows < 0 || args.rows > 65535 * kRows) {
+  if (args.rows < 0 || args.rows > 65535 * kManyRows) {
     return absl::InvalidArgumentError(absl::StrFormat("LowRank: rows %d", args.rows));
   }
   for (const LowRankPart& part : args.parts) {
@@ -199,10 +204,13 @@ absl::Status LowRank(const LowRankArgs& args, Stream stream) {
           .weights = part.weights == nullptr ? PackedMatrix{} : *part.weights,
           .block_end = blocks};
     }
+    const bool many = args.rows > kManyFrom;
+    const int rows = many ? kManyRows : kFewRows;
     const dim3 grid(static_cast<unsigned>(blocks),
-                    static_cast<unsigned>((args.rows + kRows - 1) / kRows));
-    absl::Status status = Launch("LowRank", LowRankKernel, {.grid = grid, .block = dim3(kThreads)},
-                                 StreamOf(stream), call);
+                    static_cast<unsigned>((args.rows + rows - 1) / rows));
+    absl::Status status =
+        Launch("LowRank", many ? LowRankKernel<kManyRows> : LowRankKernel<kFewRows>,
+               {.grid = grid, .block = dim3(kThreads)}, StreamOf(stream), call);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -11,17 +11,18 @@ using LowRankCudaTest = CudaTest;
 
 struct Shape {
   int32_t k, n, base_width, head_dim;
+  size_t rows = 19;
 };
 
 TEST_F(LowRankCudaTest, AgreesWithTheOracleForEveryTypeBaseAndList) {
-  const Shape shapes[] = {{24, 576, 192, 64}, {16, 40, 40, 40},   {1, 15, 5, 5},
-                          {7, 120, 40, 40},   {33, 18, 3, 1},     {64, 72, 24, 12},
-                          {200, 72, 24, 12},  {129, 300, 150, 50}};
+  const Shape shapes[] = {{24, 576, 192, 64}, {16, 40, 40, 40},    {1, 15, 5, 5},
+                          {7, 120, 40, 40},   {33, 18, 3, 1},      {64, 72, 24, 12},
+                          {200, 72, 24, 12},  {129, 300, 150, 50}, {16, 192, 64, 64, 300}};
   Numbers numbers(8);
   for (const Shape& s : shapes) {
     for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
       for (int mode = 0; mode < 6; ++mode) {
-        const size_t rows = 19, x_stride = static_cast<size_t>(s.k) + 5;
+        const size_t rows = s.rows, x_stride = static_cast<size_t>(s.k) + 5;
         const size_t n = static_cast<size_t>(s.n), y_stride = n + 2;
         const auto width = static_cast<size_t>(s.base_width);
         const auto dim = static_cast<size_t>(s.head_dim);
@@ -30,7 +31,8 @@ TEST_F(LowRankCudaTest, AgreesWithTheOracleForEveryTypeBaseAndList) {
                                  base = numbers.Normals(rows * width),
                                  before = numbers.Normals(rows * y_stride);
         std::vector<int32_t> list;
-        for (int32_t r = 0; r < 19; ++r) list.push_back(r % 4 == 2 ? -1 : 18 - r);
+        const auto last = static_cast<int32_t>(rows) - 1;
+        for (int32_t r = 0; r <= last; ++r) list.push_back(r % 4 == 2 ? -1 : last - r);
         const DeviceArray<float> dx(x), dbias(bias), dbase(base), dy(before);
         const DeviceArray<int32_t> dlist(list);
         const bool based = mode >= 2 && mode != 4, weighed = mode != 5, listed = mode % 2 == 1;
