@@ -51,6 +51,7 @@ EngineCore::EngineCore(const CoreSettings& settings, CacheManager* caches, Model
 
 EngineCore::~EngineCore() {
   CancelAll(WithReason(absl::UnavailableError("the server stops"), reason::kDraining));
+  Settle();
   MS_CHECK(CheckIntegrity().ok());
 }
 
@@ -118,34 +119,68 @@ std::vector<std::pair<std::string, int32_t>> EngineCore::RunningByPlan() const {
   return {counts.begin(), counts.end()};
 }
 
-bool EngineCore::Step() {
+bool EngineCore::Step(bool may_run_ahead) {
   const absl::Time begin = clock_->Now();
   ExpireDeadlines(begin);
   BindPlans();
-  report_ = StepReport{};
-  Scheduler::Changes changes;
-  const std::vector<ScheduledRows> rows = scheduler_.Schedule(begin, &changes);
-  NoteChanges(changes);
-  if (rows.empty()) return false;
-  for (const ScheduledRows& scheduled : rows) MarkScheduled(scheduled.sequence->request, begin);
-  BuildBatch(rows);
-  const absl::Status status = runner_->Run(batch_, &result_);
-  last_step_ms_ = absl::ToDoubleMilliseconds(clock_->Now() - begin);
+  if (!under_way_) {
+    Scheduler::Changes changes;
+    const std::vector<ScheduledRows> rows = scheduler_.Schedule(begin, &changes);
+    NoteChanges(changes);
+    if (rows.empty()) return false;
+    for (const ScheduledRows& scheduled : rows) MarkScheduled(scheduled.sequence->request, begin);
+    BuildBatch(rows);
+    Begin(&work_, begin);
+  }
+  under_way_ = false;
+  has_ahead_ = may_run_ahead && BeginAhead();
+  Settle(&work_);
+  last_step_ms_ = absl::ToDoubleMilliseconds(work_.ended - work_.begun);
   ++steps_;
-  if (!status.ok()) {
+  Conclude();
+  if (has_ahead_) {
+    has_ahead_ = false;
+    std::swap(work_, ahead_);
+    under_way_ = true;
+  }
+  ahead_.scheduled.clear();
+  return true;
+}
+
+void EngineCore::Begin(Work* work, absl::Time now) {
+  work->begun = now;
+  work->ended = absl::InfiniteFuture();
+  work->status = runner_->Begin(work->batch);
+  if (!work->status.ok()) work->ended = clock_->Now();
+}
+
+void EngineCore::Settle(Work* work) {
+  if (work->settled()) return;
+  work->status = runner_->End(&work->result);
+  work->ended = clock_->Now();
+  // A step that was begun ahead has the device from when the one before it has ended.
+  work->begun = std::max(work->begun, last_end_);
+  last_end_ = work->ended;
+}
+
+void EngineCore::Settle() {
+  if (under_way_) Settle(&work_);
+}
+
+void EngineCore::Conclude() {
+  if (work_.status.ok()) {
+    Commit(last_step_ms_);
+  } else {
     DropSnapshots();
     lost_ = runner_->Health();
     if (lost_.ok()) {
-      FailBatch(status);
+      FailBatch(work_.status);
     } else {
       CancelAll(WithReason(absl::InternalError("the device failed; the server ends"),
                            reason::kDeviceLost));
     }
-  } else {
-    Commit(last_step_ms_);
   }
-  scheduled_.clear();
-  return true;
+  work_.scheduled.clear();
 }
 
 void EngineCore::NoteChanges(const Scheduler::Changes& changes) {
@@ -218,7 +253,9 @@ void EngineCore::Fail(LiveRequest* live, const absl::Status& status) {
 
 void EngineCore::FailBatch(const absl::Status& status) {
   std::set<LiveRequest*> requests;
-  for (const Scheduled& scheduled : scheduled_) requests.insert(scheduled.sequence->request);
+  for (const Scheduled& scheduled : work_.scheduled) {
+    if (scheduled.sequence != nullptr) requests.insert(scheduled.sequence->request);
+  }
   for (LiveRequest* live : requests) {
     Fail(live, WithReason(absl::InternalError(absl::StrFormat("step %d failed: %s", steps_,
                                                               std::string(status.message()))),
@@ -228,10 +265,8 @@ void EngineCore::FailBatch(const absl::Status& status) {
 
 void EngineCore::Erase(LiveRequest* live, bool keep) {
   for (const auto& sequence : live->sequences) {
-    for (Scheduled& scheduled : scheduled_) {
-      if (scheduled.sequence == sequence.get()) scheduled.sequence = nullptr;
-    }
-    scheduler_.Remove(sequence.get(), keep);
+    const bool sound = TakeOut(sequence.get());
+    scheduler_.Remove(sequence.get(), keep && sound);
   }
   if (live->counted_as_waiting && on_left_queue) on_left_queue(live->prompt_len());
   const std::string id = live->request.id;

@@ -2,6 +2,11 @@
 // joins them. A step is a function of the queues, the clock and the seeds, so tests and the
 // simulator drive this very code. Thread rule: one thread. Sinks and the observer are called from
 // within its methods.
+//
+// Where the runner allows it, a decode step begins before the one before it has been read, with
+// tokens that only the device knows: what the host does after a step and before the next runs
+// beside the device (engine_core_ahead.cc). A choice that turns out to have ended has then computed
+// one row too many; what it leaves to the prefix cache counts that row.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +33,7 @@ namespace morphserve {
 
 struct CoreSettings {
   SchedulerOptions scheduler;
+  bool run_ahead = true;
   int32_t guard_state_every_tokens = 256;
   int32_t guard_trips_max = 3;
   absl::Duration guard_window = absl::Seconds(300);
@@ -49,7 +55,10 @@ class EngineCore {
   void CancelAll(const absl::Status& status);
 
   // One step: expire deadlines, schedule, run, commit. False when there was nothing to compute.
-  bool Step();
+  // Afterwards the next step may be under way, if `may_run_ahead`.
+  bool Step(bool may_run_ahead = true);
+  // Waits for a step that is under way, so that others may use the runner and the model.
+  void Settle();
 
   bool idle() const { return live_.empty(); }
   const Scheduler& scheduler() const { return scheduler_; }
@@ -94,10 +103,33 @@ class EngineCore {
     std::vector<std::unique_ptr<PendingSnapshot>> snapshots = {};
   };
 
+  // A step from its schedule to its results.
+  struct Work {
+    StepBatch batch;
+    std::vector<std::shared_ptr<const LayerPlan>> plans;  // Distinct; the report names them.
+    std::vector<Scheduled> scheduled;                     // Parallel to the batch's segments.
+    StepReport report;
+    absl::Time begun = absl::InfinitePast();
+    absl::Time ended = absl::InfinitePast();  // Infinite future: under way.
+    absl::Status status;
+    StepResult result;
+    bool settled() const { return ended != absl::InfiniteFuture(); }
+  };
+
   void ExpireDeadlines(absl::Time now);
   // Gives waiting requests the plan of the moment; ends those whose plan was withdrawn.
   void BindPlans();
   void BuildBatch(const std::vector<ScheduledRows>& rows);
+  void Begin(Work* work, absl::Time now);
+  void Settle(Work* work);
+  void Conclude();
+  // Begins the step after work_, which is under way, in ahead_, if all it needs is known.
+  bool BeginAhead();
+  bool MayRunAhead() const;
+  // Takes a sequence that leaves out of steps whose results are not in yet: waits for them and
+  // counts their rows as computed. False when a guard of such a row has tripped.
+  bool TakeOut(Sequence* sequence);
+  bool IsUnderWay(const Sequence& sequence) const;
   void AddLogitRows(Scheduled* scheduled, int32_t row_begin);
   void AddSnapshots(Scheduled* scheduled);
   void NoteChanges(const Scheduler::Changes& changes);
@@ -114,7 +146,10 @@ class EngineCore {
                    absl::Time now);
   // Appends a sampled token; ends the choice when it is the last. False when the request is gone.
   bool TakeToken(Sequence* sequence, const kernels::SampleResult& result, absl::Time now);
-  void FinishChoice(Sequence* sequence, absl::Time now);
+  // All choices have ended well: what the client hears last.
+  void SendDone(LiveRequest* live, absl::Time now);
+  // Gives back what an ended choice holds. False when its request is gone with it.
+  bool Retire(Sequence* sequence);
   void Fail(LiveRequest* request, const absl::Status& status);
   void FailBatch(const absl::Status& status);
   void Report(const LiveRequest& request, bool ok, std::string_view reason, absl::Time now);
@@ -143,12 +178,12 @@ class EngineCore {
   PlanMeter plan_meter_;
   std::set<SequenceCaches*> adopted_;
 
-  // Scratch of one step.
-  StepBatch batch_;
-  std::vector<std::shared_ptr<const LayerPlan>> step_plans_;  // Distinct; the report names them.
-  std::vector<Scheduled> scheduled_;
-  StepResult result_;
-  StepReport report_;
+  Work work_;               // Of this step, or under way between two.
+  bool under_way_ = false;  // The latter.
+  Work ahead_;              // Of the next step, while this one is concluded.
+  bool has_ahead_ = false;
+  absl::Time last_end_ = absl::InfinitePast();  // When the last step's results were there.
+  std::vector<Sequence*> ended_;  // Choices that have ended in this step and run in the next.
 };
 
 }  // namespace morphserve

@@ -8,57 +8,61 @@
 namespace morphserve {
 
 void EngineCore::BuildBatch(const std::vector<ScheduledRows>& rows) {
-  batch_.Clear();
-  scheduled_.clear();
-  step_plans_.clear();
+  work_.batch.Clear();
+  work_.scheduled.clear();
+  work_.plans.clear();
+  work_.report = StepReport{};
+  StepReport& report = work_.report;
   bool decodes = false;
   bool prefills = false;
   for (const ScheduledRows& entry : rows) {
     Sequence& sequence = *entry.sequence;
     MS_DCHECK(caches_->SlotsAreCurrent(sequence.caches));
-    const int32_t row_begin = batch_.rows();
+    const int32_t row_begin = work_.batch.rows();
     for (int32_t r = 0; r < entry.rows; ++r) {
-      batch_.tokens.push_back(sequence.tokens[static_cast<size_t>(sequence.computed + r)]);
+      work_.batch.tokens.push_back(sequence.tokens[static_cast<size_t>(sequence.computed + r)]);
     }
     Scheduled scheduled{.sequence = &sequence, .rows = entry.rows};
-    const auto emit_begin = static_cast<int32_t>(batch_.emits.size());
+    const auto emit_begin = static_cast<int32_t>(work_.batch.emits.size());
     AddSnapshots(&scheduled);
-    batch_.segments.push_back(
+    work_.batch.segments.push_back(
         {.row_begin = row_begin,
          .row_count = entry.rows,
          .position = sequence.computed,
          .caches = &sequence.caches,
          .plan = sequence.plan.get(),
          .emit_begin = emit_begin,
-         .emit_count = static_cast<int32_t>(batch_.emits.size()) - emit_begin});
-    if (std::find(step_plans_.begin(), step_plans_.end(), sequence.plan) == step_plans_.end()) {
-      step_plans_.push_back(sequence.plan);
+         .emit_count = static_cast<int32_t>(work_.batch.emits.size()) - emit_begin});
+    if (std::find(work_.plans.begin(), work_.plans.end(), sequence.plan) == work_.plans.end()) {
+      work_.plans.push_back(sequence.plan);
     }
     if (sequence.decoding()) {
       decodes = true;
+      ++report.decode_rows;
+      report.decode_context += sequence.length();
     } else {
       prefills = true;
       int32_t* counter =
-          sequence.preemptions > 0 ? &report_.recomputed_tokens : &report_.prompt_tokens;
+          sequence.preemptions > 0 ? &report.recomputed_tokens : &report.prompt_tokens;
       *counter += entry.rows;
       if (sequence.preemptions > 0) {
         sequence.request->recomputed_tokens += entry.rows;
       } else {
-        report_.Of(sequence.plan->id()).prompt_tokens += entry.rows;
+        report.Of(sequence.plan->id()).prompt_tokens += entry.rows;
       }
     }
     AddLogitRows(&scheduled, row_begin);
-    scheduled_.push_back(std::move(scheduled));
+    work_.scheduled.push_back(std::move(scheduled));
   }
-  report_.rows = batch_.rows();
-  report_.plans = static_cast<int32_t>(step_plans_.size());
-  report_.kind = decodes ? (prefills ? StepKind::kMixed : StepKind::kDecode) : StepKind::kPrefill;
+  report.rows = work_.batch.rows();
+  report.plans = static_cast<int32_t>(work_.plans.size());
+  report.kind = decodes ? (prefills ? StepKind::kMixed : StepKind::kDecode) : StepKind::kPrefill;
 }
 
 void EngineCore::AddLogitRows(Scheduled* scheduled, int32_t row_begin) {
   const Sequence& sequence = *scheduled->sequence;
   LiveRequest& live = *sequence.request;
-  scheduled->first_logit = batch_.logit_rows.size();
+  scheduled->first_logit = work_.batch.logit_rows.size();
   const int32_t prompt = live.prompt_len();
   if (sequence.index == 0 && live.request.output.prompt_logprobs >= 0) {
     for (int32_t r = 0; r < scheduled->rows; ++r) {
@@ -68,7 +72,7 @@ void EngineCore::AddLogitRows(Scheduled* scheduled, int32_t row_begin) {
       row.row = row_begin + r;
       row.sample.logprobs = live.request.output.prompt_logprobs;
       row.score_token = live.request.prompt[static_cast<size_t>(next)];
-      batch_.logit_rows.push_back(row);
+      work_.batch.logit_rows.push_back(row);
       ++scheduled->scored;
     }
   }
@@ -78,7 +82,7 @@ void EngineCore::AddLogitRows(Scheduled* scheduled, int32_t row_begin) {
   for (const auto& choice : live.sequences) {
     const bool forks = sequence.index == 0 && choice->state == Sequence::State::kParked;
     if (choice.get() != scheduled->sequence && !forks) continue;
-    batch_.logit_rows.push_back(
+    work_.batch.logit_rows.push_back(
         {.row = last_row, .sample = choice->output->NextSample(sequence.length())});
     ++scheduled->sampled;
   }
@@ -97,7 +101,7 @@ void EngineCore::AddSnapshots(Scheduled* scheduled) {
     if (has_state) {
       pending->slots = caches_->TakeSnapshot(*sequence.plan, passed->point);
       if (pending->slots.empty()) continue;
-      batch_.emits.push_back(
+      work_.batch.emits.push_back(
           {.rows = passed->position - sequence.computed, .slots = &pending->slots});
     }
     scheduled->snapshots.push_back(std::move(pending));
@@ -115,7 +119,7 @@ void EngineCore::PublishSnapshots(Scheduled* scheduled) {
 }
 
 void EngineCore::DropSnapshots() {
-  for (Scheduled& scheduled : scheduled_) {
+  for (Scheduled& scheduled : work_.scheduled) {
     for (const auto& pending : scheduled.snapshots) {
       if (!pending->slots.empty()) caches_->DropSnapshot(&pending->slots);
     }

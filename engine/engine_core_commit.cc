@@ -36,34 +36,35 @@ double Ms(absl::Duration duration) { return absl::ToDoubleMilliseconds(duration)
 
 void EngineCore::Commit(double step_ms) {
   const absl::Time now = clock_->Now();
-  for (const Scheduled& s : scheduled_) {
-    if (!s.sequence->decoding()) continue;
-    ++report_.decode_rows;
-    report_.decode_context += s.sequence->length();
-  }
-  cost_->Observe(report_.decode_rows, batch_.rows() - report_.decode_rows, step_ms);
-  if (report_.plans == 1 && report_.decode_rows == batch_.rows()) {
-    plan_meter_.Observe(scheduled_.front().sequence->plan->id(), report_.decode_rows,
-                        report_.decode_context, step_ms);
+  StepReport& report = work_.report;
+  const int32_t prefill_rows = work_.batch.rows() - report.decode_rows;
+  cost_->Observe(report.decode_rows, prefill_rows, step_ms);
+  if (report.plans == 1 && prefill_rows == 0) {
+    plan_meter_.Observe(work_.plans.front()->id(), report.decode_rows, report.decode_context,
+                        step_ms);
   }
   // Guards first, then what the step wrote becomes visible, then tokens: nothing that a tripped
   // sequence wrote is ever published, and no unit moves while a snapshot is pending.
-  for (size_t i = 0; i < scheduled_.size(); ++i) {
-    Scheduled& scheduled = scheduled_[i];
+  for (size_t i = 0; i < work_.scheduled.size(); ++i) {
+    Scheduled& scheduled = work_.scheduled[i];
     if (scheduled.sequence == nullptr) continue;
-    const bool finite = i >= result_.nonfinite.size() || result_.nonfinite[i] == 0;
+    const std::vector<uint8_t>& nonfinite = work_.result.nonfinite;
+    const bool finite = i >= nonfinite.size() || nonfinite[i] == 0;
     if (PassesGuards(&scheduled, finite, now)) PublishSnapshots(&scheduled);
   }
   DropSnapshots();
-  for (Scheduled& scheduled : scheduled_) {
+  for (Scheduled& scheduled : work_.scheduled) {
     // A choice of the same request may have ended it.
     if (scheduled.sequence == nullptr) continue;
     CommitSequence(&scheduled, now);
   }
-  last_output_tokens_ = report_.output_tokens;
+  // Everybody has their token by now: these wait for the step that is under way.
+  for (Sequence* sequence : ended_) Retire(sequence);
+  ended_.clear();
+  last_output_tokens_ = report.output_tokens;
   if (observer_ != nullptr) {
-    report_.seconds = step_ms / 1000;
-    observer_->OnStep(report_);
+    report.seconds = step_ms / 1000;
+    observer_->OnStep(report);
   }
 }
 
@@ -76,7 +77,7 @@ bool EngineCore::PassesGuards(Scheduled* scheduled, bool mixer_finite, absl::Tim
     return false;
   }
   for (size_t i = scheduled->first_logit; i < scheduled->first_logit + sampled; ++i) {
-    if (result_.samples[i].finite) continue;
+    if (work_.result.samples[i].finite) continue;
     Trip(sequence, "logits", now);
     return false;
   }
@@ -93,10 +94,11 @@ bool EngineCore::PassesGuards(Scheduled* scheduled, bool mixer_finite, absl::Tim
 void EngineCore::Trip(Sequence* sequence, std::string_view where, absl::Time now) {
   LiveRequest* live = sequence->request;
   const std::shared_ptr<const LayerPlan> plan = sequence->plan;
+  if (has_ahead_) Settle(&ahead_);  // Nothing writes these units any more.
   if (observer_ != nullptr) observer_->OnNonFinite(plan->id(), where);
   MS_LOG(WARNING) << "a guard tripped on " << where << ": request_id=" << live->request.id
                   << " plan_id=" << plan->id();
-  for (Scheduled& scheduled : scheduled_) {
+  for (Scheduled& scheduled : work_.scheduled) {
     if (scheduled.sequence == nullptr || scheduled.sequence->request != live) continue;
     for (const auto& pending : scheduled.snapshots) {
       if (!pending->slots.empty()) caches_->DropSnapshot(&pending->slots);
@@ -128,13 +130,13 @@ void EngineCore::CommitSequence(Scheduled* scheduled, absl::Time now) {
   sequence->computed += scheduled->rows;
   for (int32_t i = 0; i < scheduled->scored; ++i) {
     const size_t at = scheduled->first_logit + static_cast<size_t>(i);
-    live->prompt_logprobs.push_back(ToLogprobs(result_.samples[at]));
+    live->prompt_logprobs.push_back(ToLogprobs(work_.result.samples[at]));
     ++live->scored;
   }
   if (scheduled->sampled == 0) return;
   const size_t first = scheduled->first_logit + static_cast<size_t>(scheduled->scored);
   if (scheduled->sampled > 1 && !ForkChoices(live, *sequence, first + 1, now)) return;
-  TakeToken(sequence, result_.samples[first], now);
+  TakeToken(sequence, work_.result.samples[first], now);
 }
 
 bool EngineCore::ForkChoices(LiveRequest* live, const Sequence& leader, size_t first_logit,
@@ -147,7 +149,7 @@ bool EngineCore::ForkChoices(LiveRequest* live, const Sequence& leader, size_t f
     if (!scheduler_.Fork(leader, choice.get())) scheduler_.Enqueue(choice.get(), now);
   }
   for (const auto& [choice, logit] : forks) {
-    if (!TakeToken(choice, result_.samples[logit], now)) return false;
+    if (!TakeToken(choice, work_.result.samples[logit], now)) return false;
   }
   return true;
 }
@@ -156,8 +158,8 @@ bool EngineCore::TakeToken(Sequence* sequence, const kernels::SampleResult& resu
                            absl::Time now) {
   LiveRequest* live = sequence->request;
   sequence->tokens.push_back(result.token);
-  ++report_.output_tokens;
-  ++report_.Of(sequence->plan->id()).output_tokens;
+  ++work_.report.output_tokens;
+  ++work_.report.Of(sequence->plan->id()).output_tokens;
   const std::string& plan_id = sequence->plan->id();
   if (live->first_token_at == absl::InfinitePast()) {
     live->first_token_at = now;
@@ -177,18 +179,32 @@ bool EngineCore::TakeToken(Sequence* sequence, const kernels::SampleResult& resu
   live->sink->OnTokens(std::move(event));
   if (!finished.has_value()) return true;
   live->sink->OnFinished(*finished);
-  const std::string_view reason = ReasonName(finished->reason);
-  scheduler_.Remove(sequence, /*keep=*/true);
   ++live->finished;
-  if (live->finished < static_cast<int32_t>(live->sequences.size())) return true;
-  Report(*live, /*ok=*/true, reason, now);
-  FinishChoice(sequence, now);
-  return false;
+  if (live->finished == static_cast<int32_t>(live->sequences.size())) {
+    Report(*live, /*ok=*/true, ReasonName(finished->reason), now);
+    SendDone(live, now);
+  }
+  if (!IsUnderWay(*sequence)) return Retire(sequence);
+  ended_.push_back(sequence);
+  return true;
 }
 
-// The last choice is done: the request ends well.
-void EngineCore::FinishChoice(Sequence* sequence, absl::Time now) {
+bool EngineCore::Retire(Sequence* sequence) {
   LiveRequest* live = sequence->request;
+  if (!TakeOut(sequence)) {
+    // The row too many has spoiled it: what the client got is sound, the rest is not kept.
+    caches_->Quarantine(sequence->cache_key(), sequence->tokens, &sequence->caches);
+    sequence->computed = 0;
+  }
+  scheduler_.Remove(sequence, /*keep=*/true);
+  const bool all =
+      std::all_of(live->sequences.begin(), live->sequences.end(),
+                  [](const auto& choice) { return choice->state == Sequence::State::kFinished; });
+  if (all) Erase(live, /*keep=*/true);
+  return !all;
+}
+
+void EngineCore::SendDone(LiveRequest* live, absl::Time now) {
   DoneEvent done;
   done.prompt_tokens = live->prompt_len();
   for (const auto& choice : live->sequences) {
@@ -208,7 +224,6 @@ void EngineCore::FinishChoice(Sequence* sequence, absl::Time now) {
   }
   done.prompt_logprobs = std::move(live->prompt_logprobs);
   live->sink->OnDone(std::move(done));
-  Erase(live, /*keep=*/true);
 }
 
 void EngineCore::Report(const LiveRequest& live, bool ok, std::string_view reason, absl::Time now) {

@@ -25,6 +25,7 @@ CoreSettings MakeCoreSettings(const EngineOptions& options, int32_t layers) {
                         .growth_tokens = options.growth_tokens,
                         .starvation = absl::Seconds(options.starvation_s),
                         .preemptions_max = options.preemptions_max};
+  settings.run_ahead = options.run_ahead;
   settings.guard_state_every_tokens = options.guard_state_every_tokens;
   settings.guard_trips_max = options.guard_trips_max;
   settings.guard_window = absl::Seconds(options.guard_window_s);
@@ -194,6 +195,7 @@ bool EngineImpl::RunLabSlice(bool served) {
   }
   const absl::Duration share =
       absl::Milliseconds(core_.last_step_ms() * parts_.options.latency_share_max);
+  core_.Settle();
   if (job->work(lab_, served ? std::max(kLeast, share) : kIdle)) return true;
   {
     MutexLock lock(&mutex_);
@@ -236,6 +238,7 @@ bool EngineImpl::DrainCommands() {
     submissions.swap(submissions_);
     cancellations.swap(cancellations_);
     tasks.swap(tasks_);
+    lab_waits_ = !lab_jobs_.empty();
     if (!busy_ && !submissions.empty()) last_step_at_ = clock_->Now();
     busy_ = busy_ || !submissions.empty();
   }
@@ -243,13 +246,14 @@ bool EngineImpl::DrainCommands() {
     core_.Add(std::move(s.request), std::move(s.plan), std::move(s.sink));
   }
   for (const Cancellation& c : cancellations) core_.Cancel(c.id, c.status);
+  if (!tasks.empty()) core_.Settle();
   for (auto& task : tasks) task();
   return true;
 }
 
 void EngineImpl::Loop() {
   while (DrainCommands()) {
-    const bool worked = core_.Step();
+    const bool worked = core_.Step(/*may_run_ahead=*/!lab_waits_);
     Publish(worked);
     if (RunLabSlice(worked) || worked) continue;
     // Requests are live but nothing can run before a deadline or a command.
@@ -272,6 +276,7 @@ void EngineImpl::EndQueues() {
     tasks.swap(tasks_);
     jobs.swap(lab_jobs_);
   }
+  core_.Settle();
   for (auto& task : tasks) task();
   for (LabJob* job : jobs) {
     job->work(lab_, absl::ZeroDuration());

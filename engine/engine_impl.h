@@ -123,6 +123,7 @@ class EngineImpl final : public Engine {
   absl::Time last_step_at_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   bool busy_ ABSL_GUARDED_BY(mutex_) = false;
 
+  bool lab_waits_ = false;            // Engine thread only: work beside serving is next.
   std::array<double, 64> step_ms_{};  // Engine thread only: the last steps.
   double tokens_per_second_ = 0;      // Engine thread only: moving mean over about a second.
   std::thread thread_;

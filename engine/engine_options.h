@@ -21,6 +21,7 @@ struct EngineOptions {
   int32_t sequences_max = 0;    // 0: 32, on a device 256.
   int32_t step_tokens_max = 0;  // 0: 256, on a device 2048; at least sequences_max.
   double step_ms_target = 0;    // 0: 150, on a device 50.
+  bool run_ahead = true;        // On a device: begin a step before the one before it has been read.
   int32_t chunk_tokens_min = 64;
   int32_t growth_tokens = 128;
   double starvation_s = 30;

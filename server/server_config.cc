@@ -195,6 +195,7 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   options.step_ms_target = config.scheduler.step_ms_target;
   options.chunk_tokens_min = config.scheduler.chunk_tokens_min;
   options.growth_tokens = config.scheduler.growth_tokens;
+  options.run_ahead = config.scheduler.run_ahead;
   options.starvation_s = config.scheduler.starvation_s;
   options.preemptions_max = config.scheduler.preemptions_max;
   options.deadline_admission = config.scheduler.deadline_admission == "certain";

@@ -74,6 +74,7 @@ struct ServerConfig {
     double step_ms_target = 0;
     int32_t chunk_tokens_min = 0;
     int32_t growth_tokens = 0;
+    bool run_ahead = true;
     double starvation_s = 0;
     int32_t preemptions_max = 0;
     std::string deadline_admission;  // off | certain.

@@ -5,6 +5,7 @@
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/host_stage.h"
+#include "kernels/cuda/sample.h"
 
 namespace morphserve {
 namespace {
@@ -27,22 +28,28 @@ absl::StatusOr<std::unique_ptr<DeviceStage>> DeviceStage::Create(int32_t layers,
   stage->stream_ = stream;
   stage->sequences_ = std::max(limits.sequences, 1);
   stage->logit_rows_ = limits.logit_rows;
-  stage->layers_.resize(static_cast<size_t>(layers));
   MS_ASSIGN_OR_RETURN(stage->flags_,
                       kernels::cuda::DeviceMemory::Allocate(int64_t{layers} * stage->sequences_));
-  MS_ASSIGN_OR_RETURN(stage->host_flags_,
-                      kernels::cuda::PinnedMemory::Allocate(stage->flags_.bytes()));
+  for (Step& step : stage->steps_) {
+    step.layers.resize(static_cast<size_t>(layers));
+    MS_ASSIGN_OR_RETURN(step.flags, kernels::cuda::PinnedMemory::Allocate(stage->flags_.bytes()));
+    MS_ASSIGN_OR_RETURN(step.done, kernels::cuda::Event::Create());
+  }
   MS_RETURN_IF_ERROR(stage->Grow(int64_t{4} << 20));
   return stage;
 }
 
-// The device is idle between steps, so nothing reads what is given back.
+// Room for the step begun last. Its own staging memory is idle; the device's may be read by the
+// step before.
 absl::Status DeviceStage::Grow(int64_t bytes) {
-  if (bytes <= staging_.bytes()) return absl::OkStatus();
-  bytes = std::max(bytes, 2 * staging_.bytes());
-  MS_ASSIGN_OR_RETURN(staging_, kernels::cuda::PinnedMemory::Allocate(bytes));
-  MS_ASSIGN_OR_RETURN(device_, kernels::cuda::DeviceMemory::Allocate(bytes));
-  ++generation_;
+  if (bytes > device_.bytes()) {
+    bytes = std::max(bytes, 2 * device_.bytes());
+    MS_RETURN_IF_ERROR(kernels::cuda::Synchronize(stream_));
+    MS_ASSIGN_OR_RETURN(device_, kernels::cuda::DeviceMemory::Allocate(bytes));
+    ++generation_;
+  }
+  if (step_->staging.bytes() >= device_.bytes()) return absl::OkStatus();
+  MS_ASSIGN_OR_RETURN(step_->staging, kernels::cuda::PinnedMemory::Allocate(device_.bytes()));
   return absl::OkStatus();
 }
 
@@ -60,24 +67,24 @@ int64_t DeviceStage::BytesNeeded(const StepBatch& batch, int32_t layers) const {
       Aligned(segments * static_cast<int64_t>(sizeof(kernels::AttentionSegment))) +
       Aligned(emits * static_cast<int64_t>(sizeof(kernels::StateEmit))) + tables;
   const auto logits = static_cast<int64_t>(batch.logit_rows.size()) * 4 + 64 * kAlignment;
-  return layers * per_layer + 2 * Aligned(rows * 4) + Aligned(logits + int64_t{logit_rows_} * 4);
+  return layers * per_layer + 3 * Aligned(rows * 4) + Aligned(logits + int64_t{logit_rows_} * 4);
 }
 
 template <typename T>
 T* DeviceStage::Reserve(size_t count, T** here) {
   const auto bytes = Aligned(static_cast<int64_t>(count * sizeof(T)));
-  MS_CHECK(used_ + bytes <= staging_.bytes());
-  *here = reinterpret_cast<T*>(staging_.data() + used_);
+  MS_CHECK(used_ + bytes <= step_->staging.bytes());
+  *here = reinterpret_cast<T*>(step_->staging.data() + used_);
   T* const there = reinterpret_cast<T*>(device_.data() + used_);
   used_ += bytes;
   return there;
 }
 
 template <typename T>
-const T* DeviceStage::Put(const std::vector<T>& values, const T& padding) {
+T* DeviceStage::Put(const std::vector<T>& values, const T& padding) {
   const size_t count = std::max(values.size(), static_cast<size_t>(padded_));
   T* here = nullptr;
-  const T* there = Reserve(count, &here);
+  T* there = Reserve(count, &here);
   std::copy(values.begin(), values.end(), here);
   std::fill(here + values.size(), here + count, padding);
   return there;
@@ -85,7 +92,7 @@ const T* DeviceStage::Put(const std::vector<T>& values, const T& padding) {
 
 // Everything whose place does not depend on how long sequences are.
 void DeviceStage::StageLists(const StepBatch& batch, int32_t layer) {
-  StagedLayer& staged = layers_[static_cast<size_t>(layer)];
+  StagedLayer& staged = step_->layers[static_cast<size_t>(layer)];
   staged.split.Split(batch, layer);
   staged.rows = staged.split.View();
   LayerRows& rows = staged.rows;
@@ -115,7 +122,7 @@ void DeviceStage::StageLists(const StepBatch& batch, int32_t layer) {
 }
 
 void DeviceStage::StagePageTables(int32_t layer) {
-  StagedLayer& staged = layers_[static_cast<size_t>(layer)];
+  StagedLayer& staged = step_->layers[static_cast<size_t>(layer)];
   if (staged.rows.full.count == 0) return;
   size_t at = 0;
   for (kernels::AttentionSegment segment : staged.split.attention) {
@@ -132,16 +139,19 @@ void DeviceStage::StagePageTables(int32_t layer) {
 
 absl::Status DeviceStage::Begin(const StepBatch& batch, int32_t begin, int32_t end,
                                 int32_t padded_rows) {
-  MS_CHECK(padded_rows == 0 || batch.emits.empty());
+  MS_CHECK(padded_rows == 0 ? batch.follows.empty() : batch.emits.empty());
+  if (step_->closed) step_ = Other();
+  MS_CHECK(!step_->closed);  // At most two are under way.
   padded_ = padded_rows;
   MS_RETURN_IF_ERROR(Grow(BytesNeeded(batch, end - begin)));
   used_ = sent_ = 0;
-  begin_ = begin;
-  end_ = end;
-  segments_ = batch.segments.size();
+  step_->begin = begin;
+  step_->end = end;
+  step_->segments = batch.segments.size();
   FillPositions(batch, &filled_positions_);
   tokens_ = Put(batch.tokens, -1);
   positions_ = Put(filled_positions_, 0);
+  if (padded_ > 0) follows_ = Put(batch.follows, -1);
   for (int32_t layer = begin; layer < end; ++layer) StageLists(batch, layer);
   for (int32_t layer = begin; layer < end; ++layer) StagePageTables(layer);
   MS_RETURN_IF_ERROR(Send());
@@ -151,7 +161,7 @@ absl::Status DeviceStage::Begin(const StepBatch& batch, int32_t begin, int32_t e
 absl::Status DeviceStage::Send() {
   const int64_t from = sent_;
   sent_ = used_;
-  return CopyToDevice(device_.data() + from, staging_.data() + from, used_ - from, stream_);
+  return CopyToDevice(device_.data() + from, step_->staging.data() + from, used_ - from, stream_);
 }
 
 absl::StatusOr<const int32_t*> DeviceStage::List(const int32_t* values, int32_t count) {
@@ -163,13 +173,28 @@ absl::StatusOr<const int32_t*> DeviceStage::List(const int32_t* values, int32_t 
   return there;
 }
 
+absl::Status DeviceStage::Follow(const int32_t* sampled) {
+  MS_CHECK(padded_ > 0);
+  return kernels::cuda::FollowTokens(sampled, follows_, padded_, tokens_, stream_);
+}
+
+absl::Status DeviceStage::Close() {
+  MS_RETURN_IF_ERROR(CopyToHost(step_->flags.data(), flags_.data(), flags_.bytes(), stream_));
+  MS_RETURN_IF_ERROR(step_->done.Record(stream_));
+  step_->closed = true;
+  return absl::OkStatus();
+}
+
 absl::Status DeviceStage::Finish(std::vector<uint8_t>* nonfinite) {
-  MS_RETURN_IF_ERROR(CopyToHost(host_flags_.data(), flags_.data(), flags_.bytes(), stream_));
-  MS_RETURN_IF_ERROR(kernels::cuda::Synchronize(stream_));
-  nonfinite->assign(segments_, 0);
-  const auto* flags = reinterpret_cast<const uint8_t*>(host_flags_.data());
-  for (int32_t layer = begin_; layer < end_; ++layer) {
-    const auto& segments = layers_[static_cast<size_t>(layer)].split.batch_segment;
+  Step* step = Other();
+  if (!step->closed) step = step_;
+  if (!step->closed) MS_RETURN_IF_ERROR(Close());
+  step->closed = false;
+  MS_RETURN_IF_ERROR(step->done.Synchronize());
+  nonfinite->assign(step->segments, 0);
+  const auto* flags = reinterpret_cast<const uint8_t*>(step->flags.data());
+  for (int32_t layer = step->begin; layer < step->end; ++layer) {
+    const auto& segments = step->layers[static_cast<size_t>(layer)].split.batch_segment;
     const uint8_t* of_layer = flags + int64_t{layer} * sequences_;
     for (size_t i = 0; i < segments.size(); ++i) {
       if (of_layer[i] != 0) (*nonfinite)[static_cast<size_t>(segments[i])] = 1;

@@ -1,8 +1,11 @@
 // The stage of a device: a step's lists are laid out in page-locked memory, all layers together,
 // and go over in one copy; pointers inside them already name the device's memory. Guards come back
-// in one copy at the end. Thread rule: engine thread only.
+// in one copy at the end. What the host keeps of a step is there twice, so that a step can be laid
+// out while another is under way; the device has it once, in the order of the stream. Thread rule:
+// engine thread only.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -24,8 +27,10 @@ class DeviceStage final : public StepStage {
                      int32_t padded_rows) override;
   const int32_t* tokens() const override { return tokens_; }
   const int32_t* positions() const override { return positions_; }
-  LayerRows Layer(int32_t layer) override { return layers_[static_cast<size_t>(layer)].rows; }
+  LayerRows Layer(int32_t layer) override { return step_->layers[static_cast<size_t>(layer)].rows; }
   absl::StatusOr<const int32_t*> List(const int32_t* values, int32_t count) override;
+  absl::Status Follow(const int32_t* sampled) override;
+  absl::Status Close() override;
   absl::Status Finish(std::vector<uint8_t>* nonfinite) override;
   absl::Status Put(void* backend, const void* host, int64_t bytes) override;
   absl::Status Get(void* host, const void* backend, int64_t bytes) override;
@@ -38,7 +43,19 @@ class DeviceStage final : public StepStage {
     kernels::AttentionSegment* attention = nullptr;  // Where they are staged.
   };
 
+  // What the host keeps of a step.
+  struct Step {
+    kernels::cuda::PinnedMemory staging;
+    kernels::cuda::PinnedMemory flags;
+    kernels::cuda::Event done;
+    std::vector<StagedLayer> layers;
+    int32_t begin = 0, end = 0;  // Layers of the step.
+    size_t segments = 0;
+    bool closed = false;  // And not finished.
+  };
+
   DeviceStage() = default;
+  Step* Other() { return step_ == &steps_[0] ? &steps_[1] : &steps_[0]; }
   int64_t BytesNeeded(const StepBatch& batch, int32_t layers) const;
   absl::Status Grow(int64_t bytes);
   // Room in the staging memory, `here`; where it will be on the device.
@@ -46,7 +63,7 @@ class DeviceStage final : public StepStage {
   T* Reserve(size_t count, T** here);
   // The values, and padding up to the padded rows.
   template <typename T>
-  const T* Put(const std::vector<T>& values, const T& padding);
+  T* Put(const std::vector<T>& values, const T& padding);
   void StageLists(const StepBatch& batch, int32_t layer);
   void StagePageTables(int32_t layer);
   absl::Status Send();  // What was staged since the last Send.
@@ -54,21 +71,19 @@ class DeviceStage final : public StepStage {
   kernels::Stream stream_;
   int32_t sequences_ = 1;
   int32_t logit_rows_ = 0;
-  kernels::cuda::PinnedMemory staging_;
   kernels::cuda::DeviceMemory device_;
   int64_t generation_ = 0;
   int64_t used_ = 0;
   int64_t sent_ = 0;
   kernels::cuda::DeviceMemory flags_;  // [layers][sequences]
-  kernels::cuda::PinnedMemory host_flags_;
 
-  std::vector<StagedLayer> layers_;
+  std::array<Step, 2> steps_;
+  Step* step_ = &steps_[0];  // The one begun last.
   std::vector<int32_t> filled_positions_;
-  const int32_t* tokens_ = nullptr;
+  int32_t* tokens_ = nullptr;
   const int32_t* positions_ = nullptr;
-  int32_t begin_ = 0, end_ = 0;  // Layers of the step.
+  const int32_t* follows_ = nullptr;  // Of padded steps.
   int32_t padded_ = 0;
-  size_t segments_ = 0;
 };
 
 }  // namespace morphserve

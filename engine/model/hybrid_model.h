@@ -38,6 +38,10 @@ class HybridModel {
   absl::Status Stage(const StepBatch& batch, std::byte* arena_base, int32_t padded_rows,
                      int32_t kv_len_max);
   absl::Status Enqueue();
+  // Between them, of a batch whose rows follow the step before: `sampled` are that step's tokens.
+  absl::Status Follow(const int32_t* sampled) { return stage_->Follow(sampled); }
+  // Behind the last launch of a step, when another is to be staged before Finish.
+  absl::Status Close() { return stage_->Close(); }
   int64_t stage_generation() const { return stage_->generation(); }
 
   // Logits [count, vocab] of the given rows of the last Forward, at most ModelLimits::logit_rows.
@@ -49,8 +53,8 @@ class HybridModel {
     return stage_->Get(host, backend, bytes);
   }
 
-  // Waits for the step; then nonfinite() has one entry a segment: 1 when a mixer's output or state
-  // was not finite.
+  // Waits for the step, the oldest closed one if there is one; then nonfinite() has one entry a
+  // segment: 1 when a mixer's output or state was not finite.
   absl::Status Finish();
   const std::vector<uint8_t>& nonfinite() const { return nonfinite_; }
 

@@ -1,7 +1,8 @@
 // StepStage brings what a step's operations read (tokens, positions, row lists, page tables) within
 // reach of the backend, and back what they say. On the CPU that is the memory it was made in; on a
 // device it is one copy a step. Thread rule: engine thread only. Order: Begin, then the layers in
-// ascending order, then Finish.
+// ascending order, then Finish. A stage of a device can have a second step begin once the first is
+// closed: Begin, Close, Begin, Finish, Close...
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,15 @@ class StepStage {
   virtual LayerRows Layer(int32_t layer) = 0;
   // A list of the caller's, until the next Begin.
   virtual absl::StatusOr<const int32_t*> List(const int32_t* values, int32_t count) = 0;
-  // Waits until all of the step is done. `nonfinite` gets one entry a segment of the batch: 1 when
-  // a mixer's output or state was not finite.
+  // The rows' tokens become those that the batch's `follows` picks of `sampled`, which the backend
+  // has. Before the first layer of a padded step.
+  virtual absl::Status Follow(const int32_t* /*sampled*/) {
+    return absl::UnimplementedError("rows cannot follow a step that is under way");
+  }
+  // Nothing more of this step goes into the stream: what Finish tells comes over behind it.
+  virtual absl::Status Close() { return absl::OkStatus(); }
+  // Waits until all of the step is done, the oldest one that is closed if there is one. `nonfinite`
+  // gets one entry a segment of its batch: 1 when a mixer's output or state was not finite.
   virtual absl::Status Finish(std::vector<uint8_t>* nonfinite) = 0;
 
   // Changes when the lists of padded steps have moved: recorded launches are then void.

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/graph.h"
@@ -23,27 +24,44 @@ absl::StatusOr<std::unique_ptr<CudaRunner>> CudaRunner::Create(std::unique_ptr<H
 }
 
 absl::Status CudaRunner::Run(const StepBatch& batch, StepResult* result) {
-  result->samples.assign(batch.logit_rows.size(), {});
+  MS_CHECK(under_way_.empty());
+  MS_RETURN_IF_ERROR(Begin(batch));
+  return End(result);
+}
+
+absl::Status CudaRunner::Begin(const StepBatch& batch) {
   StepShape shape;
-  const bool decode = ShapeOfDecode(batch, model_->limits(), model_->config().layers, &shape);
-  if (decode) {
+  UnderWay step;
+  if (ShapeOfDecode(batch, model_->limits(), model_->config().layers, &shape)) {
     MS_RETURN_IF_ERROR(Replay(batch, shape));
+    MS_RETURN_IF_ERROR(model_->Close());
   } else {
-    MS_RETURN_IF_ERROR(RunEagerly(batch, result));
+    MS_CHECK(batch.follows.empty() && under_way_.empty());
+    step.done = true;
+    MS_RETURN_IF_ERROR(RunEagerly(batch, &step.result));
   }
-  MS_RETURN_IF_ERROR(model_->Finish());
-  result->nonfinite = model_->nonfinite();
-  const auto block = static_cast<size_t>(model_->limits().logit_rows);
-  const size_t count = batch.logit_rows.size();
-  if (count > 0) Collect((count - 1) / block * block, result);
+  step.result.samples.resize(batch.logit_rows.size());
+  under_way_.push_back(std::move(step));
   return absl::OkStatus();
 }
 
-// Leaves the last block of logit rows to be collected.
+absl::Status CudaRunner::End(StepResult* result) {
+  MS_CHECK(!under_way_.empty());
+  const bool done = under_way_.front().done;
+  *result = std::move(under_way_.front().result);
+  under_way_.pop_front();
+  if (done) return absl::OkStatus();
+  MS_RETURN_IF_ERROR(model_->Finish());
+  result->nonfinite = model_->nonfinite();
+  Collect(0, result);
+  return absl::OkStatus();
+}
+
 absl::Status CudaRunner::RunEagerly(const StepBatch& batch, StepResult* result) {
   MS_RETURN_IF_ERROR(model_->Forward(batch, arena_base_));
   const auto most = static_cast<size_t>(model_->limits().logit_rows);
   const size_t count = batch.logit_rows.size();
+  result->samples.assign(count, {});
   for (size_t first = 0; first < count; first += most) {
     const size_t block = std::min(count - first, most);
     rows_.clear();
@@ -51,10 +69,11 @@ absl::Status CudaRunner::RunEagerly(const StepBatch& batch, StepResult* result) 
     MS_ASSIGN_OR_RETURN(const float* logits,
                         model_->Logits(rows_.data(), static_cast<int32_t>(block)));
     MS_RETURN_IF_ERROR(Sample(batch, first, block, logits));
-    if (first + block == count) break;
     MS_RETURN_IF_ERROR(kernels::cuda::Synchronize(stream_));
     Collect(first, result);
   }
+  MS_RETURN_IF_ERROR(model_->Finish());
+  result->nonfinite = model_->nonfinite();
   return absl::OkStatus();
 }
 
@@ -62,6 +81,7 @@ absl::Status CudaRunner::Replay(const StepBatch& batch, const StepShape& shape) 
   MS_RETURN_IF_ERROR(model_->Stage(batch, arena_base_, shape.rows, shape.kv_len_max));
   StepGraphs::Entry* entry = graphs_.Find(shape, model_->stage_generation());
   if (entry->graph.empty()) MS_RETURN_IF_ERROR(Record(shape, entry));
+  if (!batch.follows.empty()) MS_RETURN_IF_ERROR(model_->Follow(sampler_->tokens()));
   MS_RETURN_IF_ERROR(entry->graph.Launch(stream_));
   return Sample(batch, 0, batch.logit_rows.size(), entry->logits);
 }

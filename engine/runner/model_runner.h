@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,10 +21,24 @@ class ModelRunner {
  public:
   virtual ~ModelRunner() = default;
   // Computes all rows, writes the caches they own. An error ends every sequence of the batch; it is
-  // never caused by a request's values.
+  // never caused by a request's values. No step is under way.
   virtual absl::Status Run(const StepBatch& batch, StepResult* result) = 0;
-  // Asked after Run has failed: OK when later steps may succeed, else what has gone for good.
+
+  // The same in two parts. Begin reads the batch and what it points to; End waits for the oldest
+  // step under way. Whatever uses the caches after Begin comes after the step.
+  virtual absl::Status Begin(const StepBatch& batch) { return Run(batch, &held_); }
+  virtual absl::Status End(StepResult* result) {
+    std::swap(*result, held_);
+    return absl::OkStatus();
+  }
+  // Whether a second step, one whose rows follow the first, may begin before the first has ended.
+  virtual bool RunsAhead() const { return false; }
+
+  // Asked after a step has failed: OK when later steps may succeed, else what has gone for good.
   virtual absl::Status Health() { return absl::OkStatus(); }
+
+ private:
+  StepResult held_;
 };
 
 }  // namespace morphserve

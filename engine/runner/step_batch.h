@@ -38,6 +38,9 @@ struct LogitRow {
 
 struct StepBatch {
   std::vector<int32_t> tokens;  // [rows]
+  // Empty, or [rows]: a row's token is what this logit row of the step begun before samples, and
+  // `tokens` has nothing to say. Such a step has single rows that all sample.
+  std::vector<int32_t> follows;
   std::vector<StepSegment> segments;
   std::vector<SnapshotEmit> emits;
   std::vector<LogitRow> logit_rows;
@@ -45,6 +48,7 @@ struct StepBatch {
   int32_t rows() const { return static_cast<int32_t>(tokens.size()); }
   void Clear() {
     tokens.clear();
+    follows.clear();
     segments.clear();
     emits.clear();
     logit_rows.clear();

@@ -32,7 +32,7 @@ void ChoiceOutput::Count(int32_t token, bool output) {
   if (output) ++counts_[it->second].output_count;
 }
 
-kernels::SampleArgs ChoiceOutput::NextSample(int32_t position) const {
+kernels::SampleArgs ChoiceOutput::NextSample(int32_t position, int32_t ahead) const {
   const SamplingParams& s = request_->sampling;
   kernels::SampleArgs args;
   args.temperature = s.temperature;
@@ -44,7 +44,8 @@ kernels::SampleArgs ChoiceOutput::NextSample(int32_t position) const {
   args.presence_penalty = s.presence_penalty;
   args.seen = counts_;
   args.logit_bias = s.logit_bias;
-  args.banned = completion_tokens_ < request_->stopping.min_tokens ? banned_until_min_ : s.banned;
+  const int32_t before = completion_tokens_ + ahead;
+  args.banned = before < request_->stopping.min_tokens ? banned_until_min_ : s.banned;
   args.allowed = s.allowed;
   args.seed = s.seed;
   args.position = static_cast<uint32_t>(position);

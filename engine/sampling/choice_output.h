@@ -20,8 +20,13 @@ class ChoiceOutput {
   // `tokenizer` null, or request.output.text false: no text. Both outlive this.
   ChoiceOutput(const Request& request, const Tokenizer* tokenizer, int32_t index);
 
-  // What the sampler needs for the next token; spans point into this object and the request.
-  kernels::SampleArgs NextSample(int32_t position) const;
+  // What the sampler needs for the next token, or with `ahead` 1 for the one after it; spans point
+  // into this object and the request.
+  kernels::SampleArgs NextSample(int32_t position, int32_t ahead = 0) const;
+  // Whether that is known one token ahead: penalties depend on every token before.
+  bool knows_ahead() const { return !counting_; }
+  // Whether the next token ends the choice, whatever it is.
+  bool next_is_last() const { return completion_tokens_ + 1 >= request_->stopping.max_tokens; }
 
   // Takes a sampled token, appends the text that it completes, and says whether and why the choice
   // ends.

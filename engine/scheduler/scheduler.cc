@@ -234,6 +234,10 @@ std::vector<ScheduledRows> Scheduler::Schedule(absl::Time now, Changes* changes)
   return rows;
 }
 
+bool Scheduler::ReserveAhead(Sequence* sequence) {
+  return caches_->Reserve(*sequence->plan, sequence->length() + 1, &sequence->caches);
+}
+
 bool Scheduler::Fork(const Sequence& leader, Sequence* fork) {
   if (!caches_->Fork(*leader.plan, leader.caches, leader.computed, &fork->caches)) return false;
   fork->computed = leader.computed;

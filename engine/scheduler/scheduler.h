@@ -71,6 +71,12 @@ class Scheduler {
   // write is allocated.
   std::vector<ScheduledRows> Schedule(absl::Time now, Changes* changes);
 
+  // Room for the row after the next one of a decoding sequence. False when there is none short of
+  // preempting somebody.
+  bool ReserveAhead(Sequence* sequence);
+  // Whether no sequence can be admitted before one of the running ones ends.
+  bool full() const { return SequencesTaken() >= options_.sequences_max; }
+
   // Makes `fork`, which has the same prompt as the running `leader`, run from a copy of the
   // leader's caches. False, with nothing taken, when units are short.
   bool Fork(const Sequence& leader, Sequence* fork);

@@ -25,6 +25,11 @@ PinnedMemory::~PinnedMemory() = default;
 absl::StatusOr<PinnedMemory> PinnedMemory::Allocate(int64_t) { return Absent(); }
 absl::StatusOr<Stream> CreateStream(bool) { return Absent(); }
 void DestroyStream(Stream) {}
+Event& Event::operator=(Event&&) noexcept { return *this; }
+Event::~Event() = default;
+absl::StatusOr<Event> Event::Create() { return Absent(); }
+absl::Status Event::Record(Stream) { return Absent(); }
+absl::Status Event::Synchronize() const { return Absent(); }
 absl::Status CopyToDevice(void*, const void*, int64_t, Stream) { return Absent(); }
 absl::Status CopyToHost(void*, const void*, int64_t, Stream) { return Absent(); }
 absl::Status CopyOnDevice(void*, const void*, int64_t, Stream) { return Absent(); }
@@ -48,6 +53,9 @@ absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Create(const Optio
   return Absent();
 }
 absl::Status DeviceSampler::Enqueue(std::span<const SampleRow>, const float*, int64_t, Stream) {
+  return Absent();
+}
+absl::Status FollowTokens(const int32_t*, const int32_t*, int32_t, int32_t*, Stream) {
   return Absent();
 }
 const int32_t* DeviceSampler::tokens() const { return nullptr; }

@@ -94,6 +94,31 @@ absl::StatusOr<Stream> CreateStream(bool low_priority) {
 
 void DestroyStream(Stream stream) { cudaStreamDestroy(StreamOf(stream)); }
 
+Event& Event::operator=(Event&& other) noexcept {
+  std::swap(event_, other.event_);
+  return *this;
+}
+
+Event::~Event() {
+  if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+}
+
+absl::StatusOr<Event> Event::Create() {
+  Event event;
+  cudaEvent_t made = nullptr;
+  MS_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
+  event.event_ = made;
+  return event;
+}
+
+absl::Status Event::Record(Stream stream) {
+  return ErrorOf(cudaEventRecord(static_cast<cudaEvent_t>(event_), StreamOf(stream)), "event");
+}
+
+absl::Status Event::Synchronize() const {
+  return ErrorOf(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "work on the device");
+}
+
 absl::Status CopyToDevice(void* device, const void* host, int64_t bytes, Stream stream) {
   return ErrorOf(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
                                  StreamOf(stream)),

@@ -75,6 +75,22 @@ class PinnedMemory {
 absl::StatusOr<Stream> CreateStream(bool low_priority);
 void DestroyStream(Stream stream);
 
+// A point in a stream. Movable; destroyed by the destructor.
+class Event {
+ public:
+  Event() = default;
+  Event(Event&& other) noexcept { *this = static_cast<Event&&>(other); }
+  Event& operator=(Event&& other) noexcept;
+  ~Event();
+  static absl::StatusOr<Event> Create();
+  absl::Status Record(Stream stream);
+  // Waits until everything before the point is done; the first error of any of it.
+  absl::Status Synchronize() const;
+
+ private:
+  void* event_ = nullptr;  // A cudaEvent_t.
+};
+
 // In the order of the stream. Host memory that is not page-locked makes a copy wait.
 absl::Status CopyToDevice(void* device, const void* host, int64_t bytes, Stream stream);
 absl::Status CopyToHost(void* host, const void* device, int64_t bytes, Stream stream);

@@ -195,7 +195,22 @@ __global__ __cluster_dims__(kSampleBlocks, 1, 1)
   row.Leave();
 }
 
+__global__ void FollowKernel(const int32_t* sampled, const int32_t* follows, int32_t rows,
+                             int32_t* tokens) {
+  const auto r = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (r < rows && follows[r] >= 0) tokens[r] = sampled[follows[r]];
+}
+
 }  // namespace
+
+absl::Status FollowTokens(const int32_t* sampled, const int32_t* follows, int32_t rows,
+                          int32_t* tokens, Stream stream) {
+  constexpr int32_t kThreads = 256;
+  if (rows == 0) return absl::OkStatus();
+  FollowKernel<<<static_cast<unsigned>((rows + kThreads - 1) / kThreads), kThreads, 0,
+                 StreamOf(stream)>>>(sampled, follows, rows, tokens);
+  return LaunchStatus("tokens that follow");
+}
 
 absl::Status LaunchSample(const SampleCall& call, int32_t rows, Stream stream) {
   const int32_t slice = SampleSlice::SliceSize(call.vocab);

@@ -72,4 +72,9 @@ class DeviceSampler {
   int64_t read_ = 0;
 };
 
+// tokens[r] = sampled[follows[r]] for every row; rows whose `follows` is negative stay as they are.
+// All on the device.
+absl::Status FollowTokens(const int32_t* sampled, const int32_t* follows, int32_t rows,
+                          int32_t* tokens, Stream stream);
+
 }  // namespace morphserve::kernels::cuda

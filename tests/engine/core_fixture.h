@@ -12,6 +12,7 @@
 #include "engine/engine_core.h"
 #include "engine/runner/cpu_unit_memory.h"
 #include "tests/engine/fake_runner.h"
+#include "tests/engine/late_runner.h"
 #include "tests/engine/recording_sink.h"
 
 namespace morphserve {
@@ -23,6 +24,7 @@ struct CoreOptions {
   SchedulerOptions scheduler = {};
   CacheOptions cache = {};
   int32_t guard_trips_max = 3;
+  bool late = false;  // Steps begin before the one before them has been read.
 };
 
 class CoreHarness {
@@ -32,7 +34,8 @@ class CoreHarness {
                               options.pages_per_block * kFakePageBytes)),
         memory_(arena_->base(), {}),
         plans(std::make_shared<const LayerPlan>(LayerPlan::AllFull(options.layers, Digest{}))),
-        runner(arena_->base(), options.layers) {
+        runner(arena_->base(), options.layers),
+        late(&runner) {
     options.cache.layers = options.layers;
     options.cache.page_bytes = kFakePageBytes;
     options.cache.slot_bytes = kFakeSlotBytes;
@@ -41,7 +44,8 @@ class CoreHarness {
     settings.scheduler = options.scheduler;
     settings.scheduler.layers = options.layers;
     settings.guard_trips_max = options.guard_trips_max;
-    core = std::make_unique<EngineCore>(settings, caches.get(), &runner, &cost, &plans, nullptr,
+    ModelRunner* const used = options.late ? static_cast<ModelRunner*>(&late) : &runner;
+    core = std::make_unique<EngineCore>(settings, caches.get(), used, &cost, &plans, nullptr,
                                         &clock, nullptr);
   }
   ~CoreHarness() {
@@ -90,6 +94,7 @@ class CoreHarness {
   FakeClock clock;
   PlanRegistry plans;
   FakeRunner runner;
+  LateRunner late;
   std::unique_ptr<CacheManager> caches;
   std::unique_ptr<EngineCore> core;
 

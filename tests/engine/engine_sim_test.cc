@@ -1,8 +1,9 @@
 // The simulator: random clients against the real core, scheduler and cache manager, from one seed.
 // Arrivals, cancels, deadlines, several choices, priorities, a small arena; requests of several
 // plans in one batch, prompts that share prefixes or go on from an earlier answer, spilling,
-// flushes, moves of the active plan. After every step the books must balance; every request that
-// ends well must carry exactly the tokens of its prompt alone. A failure prints its seed.
+// flushes, moves of the active plan, steps begun before the one before them is read. After every
+// step the books must balance; every request that ends well must carry exactly the tokens of its
+// prompt alone. A failure prints its seed.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -72,6 +73,7 @@ class Simulation {
     options.scheduler.growth_tokens = Pick(0, 128);
     options.scheduler.preemptions_max = Pick(0, 4);
     options.scheduler.starvation = absl::Milliseconds(Pick(10, 2000));
+    options.late = Chance(0.6);
     return options;
   }
 
@@ -100,6 +102,10 @@ class Simulation {
     client.request.id = "c" + std::to_string(clients_.size());
     client.request.sampling.seed = random_();
     client.request.sampling.n = Chance(0.2) ? Pick(2, 4) : 1;
+    // Ids that end an answer, at about its twentieth token.
+    for (int32_t i = Chance(0.3) ? 50 : 0; i > 0; --i) {
+      client.request.stopping.stop_token_ids.push_back(Pick(0, kFakeVocab - 1));
+    }
     client.request.priority = Chance(0.3) ? Pick(-5, 5) : 0;
     if (Chance(0.1)) {
       client.request.deadline = harness_.clock.Now() + absl::Milliseconds(Pick(1, 1500));
@@ -122,9 +128,13 @@ class Simulation {
           << *client.sink->error;
     }
     for (int32_t i = 0; i < client.request.sampling.n; ++i) {
-      const std::vector<int32_t> expected =
+      std::vector<int32_t> expected =
           FakeContinuation(client.request.prompt, client.request.stopping.max_tokens,
                            client.request.sampling.seed, static_cast<uint32_t>(i));
+      const std::vector<int32_t>& stops = client.request.stopping.stop_token_ids;
+      const auto stop =
+          std::find_first_of(expected.begin(), expected.end(), stops.begin(), stops.end());
+      if (stop != expected.end()) expected.erase(stop + 1, expected.end());
       const std::vector<int32_t>& got = client.sink->tokens[i];
       ASSERT_LE(got.size(), expected.size());
       if (client.sink->done.has_value()) {

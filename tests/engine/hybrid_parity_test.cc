@@ -115,6 +115,7 @@ class Schedule {
     options.scheduler.step_tokens_max = Pick(1, 4) * 64;
     options.scheduler.growth_tokens = Pick(0, 1) * 64;
     options.scheduler.preemptions_max = Pick(1, 4);
+    options.late = Chance(0.5);
     return options;
   }
 

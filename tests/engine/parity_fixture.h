@@ -24,6 +24,7 @@
 #include "engine/memory_plan.h"
 #include "engine/model/stored_plans.h"
 #include "engine/model_place.h"
+#include "tests/engine/late_runner.h"
 #include "tests/engine/recording_sink.h"
 #include "tests/engine/test_device.h"
 
@@ -128,12 +129,15 @@ struct ParityOptions {
   SchedulerOptions scheduler = {};
   CacheOptions cache = {};
   double prefill_row_ms = 0;  // What the scheduler believes; 0: unmeasured.
+  bool late = false;          // Steps begin before the one before them is read; so on devices.
 };
 
 class ParityRun {
  public:
   ParityRun(ParityModel* model, ParityOptions options)
-      : model_(model), plans(model->Plan(std::string(static_cast<size_t>(model->layers()), 'F'))) {
+      : model_(model),
+        late_(model->runner_.get()),
+        plans(model->Plan(std::string(static_cast<size_t>(model->layers()), 'F'))) {
     // What may not be used is borrowed by nobody.
     while (options.blocks > 0 && model->arena_->free_count() > options.blocks) {
       ballast_.push_back(*model->arena_->Borrow());
@@ -147,8 +151,11 @@ class ParityRun {
     settings.scheduler.layers = model->layers();
     settings.scheduler.sequences_max = std::min(options.scheduler.sequences_max, 16);
     if (options.prefill_row_ms > 0) cost_.Observe(0, 64, 64 * options.prefill_row_ms);
-    core = std::make_unique<EngineCore>(settings, caches.get(), model->runner_.get(), &cost_,
-                                        &plans, nullptr, &clock, nullptr);
+    ModelRunner* const runner = options.late && !model->place_.on_device()
+                                    ? static_cast<ModelRunner*>(&late_)
+                                    : model->runner_.get();
+    core = std::make_unique<EngineCore>(settings, caches.get(), runner, &cost_, &plans, nullptr,
+                                        &clock, nullptr);
   }
   ~ParityRun() {
     core->CancelAll(absl::CancelledError("test ends"));
@@ -253,6 +260,7 @@ class ParityRun {
  public:
  private:
   ParityModel* const model_;
+  LateRunner late_;
   std::vector<int32_t> ballast_;
   StepCost cost_;
 

@@ -168,6 +168,7 @@ TEST(Config, EverySchedulerSettingReachesTheEngine) {
                                                       {"scheduler.step_ms_target", "7.5"},
                                                       {"scheduler.chunk_tokens_min", "17"},
                                                       {"scheduler.growth_tokens", "5"},
+                                                      {"scheduler.run_ahead", "false"},
                                                       {"scheduler.starvation_s", "2"},
                                                       {"scheduler.preemptions_max", "1"},
                                                       {"scheduler.deadline_admission", "off"},
@@ -183,6 +184,7 @@ TEST(Config, EverySchedulerSettingReachesTheEngine) {
   EXPECT_EQ(options.step_ms_target, 7.5);
   EXPECT_EQ(options.chunk_tokens_min, 17);
   EXPECT_EQ(options.growth_tokens, 5);
+  EXPECT_FALSE(options.run_ahead);
   EXPECT_EQ(options.starvation_s, 2);
   EXPECT_EQ(options.preemptions_max, 1);
   EXPECT_FALSE(options.deadline_admission);

@@ -1,6 +1,7 @@
-// step_bench: a whole step on the GPU, sampling and the host's share included: milliseconds,
-// the bytes it must move, and their share of the read bandwidth given. The floor is bytes over
-// bandwidth; see kernels/README.md.
+// step_bench: a whole step on the GPU, sampling and the host's share included: milliseconds alone,
+// and for decode steps when each begins before the one before it has been read, as the engine does
+// it; the bytes it must move, and the share of the read bandwidth given that the latter is. The
+// floor is bytes over bandwidth; see kernels/README.md.
 //   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16|fp8] [--bandwidth GB/S] [--arena GIB]
 // CASES: full_layers:batch:context or full_layers:batch:context:rows, separated by commas;
 // full_layers -1: all. `rows` rows of each sequence, the last of which has `context` tokens; one,
@@ -68,17 +69,21 @@ int Main(int argc, char** argv) {
   const int32_t layers = bench.config().layers;
   std::printf("%s; weights %.0f MB, loaded in %.1f s\n", bench.place().info().name.c_str(),
               static_cast<double>(bench.weight_bytes()) / 1e6, bench.load_s());
-  std::printf("%-9s %6s %8s %6s %10s %10s %9s %7s\n", "plan", "batch", "context", "rows", "ms",
-              "MB", "GB/s", "share");
+  std::printf("%-9s %6s %8s %6s %10s %10s %10s %9s %7s\n", "plan", "batch", "context", "rows",
+              "alone, ms", "ahead, ms", "MB", "GB/s", "share");
   for (const Case& one : cases) {
     const int32_t k = one.full < 0 ? layers : one.full;
     const LayerPlan plan = bench.Plan(k);
     const int32_t repeats = one.rows == 1 ? 50 : 10;
-    const double s = bench.Step(plan, one.batch, one.rows, one.context - one.rows, repeats);
+    const double alone = bench.Step(plan, one.batch, one.rows, one.context - one.rows, repeats);
+    const std::vector<const LayerPlan*> plans(static_cast<size_t>(one.batch), &plan);
+    const bool ahead = one.rows == 1 && bench.RunsAhead();
+    const double s = ahead ? bench.StepAhead(plans, one.context - 1, repeats) : alone;
     const auto bytes = static_cast<double>(bench.StepBytes(plan, one.batch, one.context - 1));
-    std::printf("%-9s %6d %8d %6d %10.4f %10.1f %9.0f %7.3f\n",
+    std::printf("%-9s %6d %8d %6d %10.4f %10.4f %10.1f %9.0f %7.3f\n",
                 absl::StrFormat("%dF/%dL", k, layers - k).c_str(), one.batch, one.context, one.rows,
-                s * 1e3, bytes / 1e6, bytes / s / 1e9, bandwidth > 0 ? bytes / s / bandwidth : 0);
+                alone * 1e3, s * 1e3, bytes / 1e6, bytes / s / 1e9,
+                bandwidth > 0 ? bytes / s / bandwidth : 0);
     std::fflush(stdout);
   }
   return 0;
