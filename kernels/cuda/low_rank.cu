@@ -1,4 +1,4 @@
-// Low-rank corrections: a thread an output, a block 128 outputs of 8 rows, or of 32 where there are
+// Low-rank corrections: a thread an output, a block 128 outputs of 8 rows, or of 16 where there are
 // many, whose inputs lie in shared memory; one f32 chain an output with k ascending, so a row's
 // bits depend on nothing else. Floor: the factors' bytes once for 8 rows, and 4 to 12 bytes an
 // output.
@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kFewRows = 8;    // Of a block.
-constexpr int kManyRows = 32;  // The same in a call of more than kManyFrom rows.
+constexpr int kManyRows = 16;  // The same in a call of more than kManyFrom rows.
 constexpr int32_t kManyFrom = 256;
 constexpr int kInputs = 32;  // Of a row in shared memory, of an output in registers, at a time.
 constexpr int32_t kPartsMax = 8;
