@@ -164,12 +164,9 @@ absl::Status LaunchFused(const RecurrentWork& work, cudaStream_t stream) {
 bool ChunksAreFused(const RecurrentWork& work) {
   const RecurrentMixerArgs& args = work.args;
   const auto segments = static_cast<int64_t>(args.segments.size());
-  // Calls of other forms stay in two kernels until a test on a device has seen their outputs from
-  // one.
-  const bool is_seen = args.kind == RecurrentKind::kGatedDelta && args.emits.empty() &&
-                       args.row_list == nullptr && args.rotary_dim == 0;
-  return is_seen && args.shape.conv_taps <= kTaps && segments * args.shape.heads >= kManyHeads &&
-         segments * args.rows_max <= work.places;
+  // Lightning stays in two kernels: its outputs for 96 heads of 64 miss the tests' bound in one.
+  return args.kind == RecurrentKind::kGatedDelta && args.shape.conv_taps <= kTaps &&
+         segments * args.shape.heads >= kManyHeads && segments * args.rows_max <= work.places;
 }
 
 absl::Status LaunchRecurrentFused(const RecurrentWork& work, void* stream) {

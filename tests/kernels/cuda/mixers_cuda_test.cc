@@ -8,7 +8,21 @@
 
 namespace morphserve::kernels {
 
-using CudaLayers = testing::Types<cuda::CudaRecurrentLayer, cuda::CudaWindowLayer>;
+namespace cuda {
+
+// So many heads that a block a head fills the device, and chunks go in one kernel.
+struct ManyHeads : RecurrentOptions {
+  ManyHeads() { heads = 96; }
+};
+struct CudaWideRecurrentLayer : CudaRecurrentLayer {
+  using Options = ManyHeads;
+  using CudaRecurrentLayer::CudaRecurrentLayer;
+};
+
+}  // namespace cuda
+
+using CudaLayers =
+    testing::Types<cuda::CudaRecurrentLayer, cuda::CudaWideRecurrentLayer, cuda::CudaWindowLayer>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Cuda, MixerSegmentsTest, CudaLayers);
 
 namespace cuda {
@@ -104,6 +118,22 @@ TEST_F(MixersCudaTest, TheRecurrentMixerIsRightAtTheEndsOfTheGates) {
   check("zero rows", [&](RecurrentLayer& l) {
     std::fill_n(l.qkv.begin() + static_cast<std::ptrdiff_t>(30 * l.width), 90 * l.width, 0.0f);
   });
+}
+
+TEST_F(MixersCudaTest, ManyHeadsAgreeWithTheOracle) {
+  for (const RecurrentOptions& options : std::vector<RecurrentOptions>{
+           {.heads = 96, .dim = 64, .dtype = KvDType::kBF16, .rotary = 64},
+           {.heads = 96, .dim = 128, .rotary = 32, .interleaved = true},
+           {.heads = 96, .dim = 120, .rotary = 0, .per_head_norm = false}}) {
+    const CudaRecurrentLayer layer(options, 140);
+    const Expected expected(layer);
+    for (const std::vector<int32_t>& cut :
+         {std::vector<int32_t>{140}, std::vector<int32_t>{70, 1, 69}}) {
+      const MixerResult result = RunChunks(layer, cut);
+      expected.Check(layer, result, CudaRecurrentLayer::kBound, Name(options));
+      EXPECT_TRUE(Same(result, RunChunks(layer, cut))) << Name(options);
+    }
+  }
 }
 
 TEST_F(MixersCudaTest, TheWindowMixerAgreesWithTheOracleHoweverASequenceIsCut) {
