@@ -131,9 +131,12 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
         "plans.active has linear layers; the model has no branches (model.branches)");
   }
   MemoryVerdict verdict;
-  verdict.weight_bytes = place.on_device()
-                             ? DeviceBytes(WeightShapes(checkpoint, options.weights_dtype), nullptr)
-                             : PackedWeightBytes(checkpoint, options.weights_dtype);
+  if (place.on_device()) {
+    MS_ASSIGN_OR_RETURN(const ModelWeights shapes, WeightShapes(checkpoint, options.weights_dtype));
+    verdict.weight_bytes = DeviceBytes(shapes, nullptr);
+  } else {
+    MS_ASSIGN_OR_RETURN(verdict.weight_bytes, PackedWeightBytes(checkpoint, options.weights_dtype));
+  }
   if (branches != nullptr) {
     verdict.branches_bytes = BranchesBytes(*branches, config, options.weights_dtype);
   }

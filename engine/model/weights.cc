@@ -94,6 +94,22 @@ class Layout {
       Matrix(p + "ffn_up.weight", c.mlp_width, c.hidden, &layer.up);
       Matrix(p + "ffn_down.weight", c.hidden, c.mlp_width, &layer.down);
     }
+    if (dtype_ == WeightsDType::kFp8) CheckForFp8(*w);
+  }
+
+  // What was asked for must change something, or be there already.
+  void CheckForFp8(const ModelWeights& w) {
+    if (!status_.ok()) return;
+    const TensorInfo* first = nullptr;
+    for (const Item& item : items_) {
+      if (item.matrix == nullptr) continue;
+      if (item.matrix->format == WeightFormat::kFp8) return;
+      if (item.matrix == &w.layers.front().q) first = item.tensor;
+    }
+    status_ = absl::FailedPreconditionError(absl::StrFormat(
+        "weights_dtype fp8 rounds F32, F16 and BF16 matrices of layers, and this model has none: "
+        "%s is %s; use native",
+        first->name, DTypeName(first->dtype)));
   }
 
   const TensorInfo* Find(const std::string& name, const std::vector<int64_t>& shape) {
@@ -207,15 +223,17 @@ Sha256Digest BaseId(const std::vector<Item>& items) {
 
 }  // namespace
 
-int64_t PackedWeightBytes(const Checkpoint& checkpoint, WeightsDType dtype) {
+absl::StatusOr<int64_t> PackedWeightBytes(const Checkpoint& checkpoint, WeightsDType dtype) {
   ModelWeights scratch;
   Layout layout(checkpoint, dtype, &scratch);
+  MS_RETURN_IF_ERROR(layout.status());
   return layout.storage_bytes();
 }
 
-ModelWeights WeightShapes(const Checkpoint& checkpoint, WeightsDType dtype) {
+absl::StatusOr<ModelWeights> WeightShapes(const Checkpoint& checkpoint, WeightsDType dtype) {
   ModelWeights shapes;
   Layout layout(checkpoint, dtype, &shapes);
+  MS_RETURN_IF_ERROR(layout.status());
   return shapes;
 }
 

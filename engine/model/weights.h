@@ -48,10 +48,10 @@ struct ModelWeights {
 };
 
 // Bytes the packed matrices will take, from headers alone.
-int64_t PackedWeightBytes(const Checkpoint& checkpoint, WeightsDType dtype);
+absl::StatusOr<int64_t> PackedWeightBytes(const Checkpoint& checkpoint, WeightsDType dtype);
 
 // The shapes and formats of all matrices, without their data; a tied head is left out.
-ModelWeights WeightShapes(const Checkpoint& checkpoint, WeightsDType dtype);
+absl::StatusOr<ModelWeights> WeightShapes(const Checkpoint& checkpoint, WeightsDType dtype);
 
 // Reads and packs every tensor on the pool. `progress` (may be null) gets rising fractions up to 1
 // on the calling thread or a worker; `cancel` (may be null) is looked at between blocks: CANCELLED.

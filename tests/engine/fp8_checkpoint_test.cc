@@ -1,5 +1,6 @@
 // fp8 checkpoints of every format against their dequantised twins: the weights themselves, and
 // whole forward passes, which on the CPU have the same bits. And weights that are made fp8 at load.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -102,6 +103,16 @@ TEST(Fp8CheckpointTest, FloatsBecomeFp8AtLoadButForTheEmbeddingAndTheHead) {
       RelativeRms(quantised.Logits(ids, {63}, 64)[0], exact.Logits(ids, {63}, 64)[0]);
   EXPECT_LT(error, 0.1);
   EXPECT_GT(error, 1e-4) << "nothing was quantised";
+}
+
+TEST(Fp8CheckpointTest, Fp8IsRefusedWhereItWouldChangeNothing) {
+  const auto checkpoint =
+      OpenCheckpoint(MORPHSERVE_SOURCE_DIR "/tests/golden/models/tiny/llama-quantised.gguf");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const auto pool = kernels::cpu::ThreadPool::Create(1, false);
+  const auto weights = LoadWeights(*checkpoint, WeightsDType::kFp8, pool.get(), nullptr, nullptr);
+  EXPECT_EQ(weights.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(weights.status().message(), ::testing::HasSubstr("blk.0.attn_q.weight is Q"));
 }
 
 TEST(Fp8CheckpointTest, NanAndBadScalesAreRefusedByTheNameOfTheirTensor) {
