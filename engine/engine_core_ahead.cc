@@ -11,7 +11,9 @@
 namespace morphserve {
 
 bool EngineCore::MayRunAhead() const {
-  if (!settings_.run_ahead || !runner_->RunsAhead() || !work_.status.ok()) return false;
+  if (!settings_.run_ahead || !work_.status.ok() || !runner_->RunsAheadOf(work_.batch)) {
+    return false;
+  }
   // Whoever waits is to be admitted next, unless nobody can be.
   if (!scheduler_.waiting().empty() && !scheduler_.full()) return false;
   size_t going_on = 0;

@@ -28,7 +28,10 @@ class CudaRunner final : public ModelRunner {
   // Steps that are not decode steps are done when Begin returns.
   absl::Status Begin(const StepBatch& batch) override;
   absl::Status End(StepResult* result) override;
-  bool RunsAhead() const override { return true; }
+  // Decode steps that are recorded: what others sample is not kept on the device.
+  bool RunsAheadOf(const StepBatch& batch) const override {
+    return IsDecode(batch, model_->limits());
+  }
   // A fault in a kernel or of the hardware takes the context with it: every later call fails.
   absl::Status Health() override { return kernels::cuda::Synchronize(stream_); }
 

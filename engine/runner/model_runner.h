@@ -31,8 +31,9 @@ class ModelRunner {
     std::swap(*result, held_);
     return absl::OkStatus();
   }
-  // Whether a second step, one whose rows follow the first, may begin before the first has ended.
-  virtual bool RunsAhead() const { return false; }
+  // Whether a step of no more rows, which follow those of this batch, may begin before this one has
+  // ended.
+  virtual bool RunsAheadOf(const StepBatch& /*batch*/) const { return false; }
 
   // Asked after a step has failed: OK when later steps may succeed, else what has gone for good.
   virtual absl::Status Health() { return absl::OkStatus(); }

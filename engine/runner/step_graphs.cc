@@ -16,22 +16,31 @@ int32_t PaddedRows(int32_t rows) {
   return (rows + step - 1) / step * step;
 }
 
+int32_t RowsMax(const ModelLimits& limits) {
+  return std::min({limits.sequences, limits.logit_rows, limits.rows});
+}
+
 }  // namespace
+
+bool IsDecode(const StepBatch& batch, const ModelLimits& limits) {
+  const int32_t rows = batch.rows();
+  const auto count = static_cast<size_t>(rows);
+  if (rows == 0 || rows > RowsMax(limits) || batch.segments.size() != count ||
+      batch.logit_rows.size() != count || !batch.emits.empty()) {
+    return false;
+  }
+  int32_t next = 0;
+  return std::all_of(batch.logit_rows.begin(), batch.logit_rows.end(),
+                     [&](const LogitRow& row) { return row.row == next++; });
+}
 
 bool ShapeOfDecode(const StepBatch& batch, const ModelLimits& limits, int32_t layers,
                    StepShape* shape) {
-  const int32_t rows = batch.rows();
-  const auto count = static_cast<size_t>(rows);
-  if (rows == 0 || batch.segments.size() != count || batch.logit_rows.size() != count ||
-      !batch.emits.empty()) {
-    return false;
-  }
-  const int32_t most = std::min({limits.sequences, limits.logit_rows, limits.rows});
-  if (rows > most) return false;
+  if (!IsDecode(batch, limits)) return false;
+  const int32_t rows = batch.rows(), most = RowsMax(limits);
   int32_t kv_len = 1;
   shape->kinds.assign(static_cast<size_t>(layers), 0);
-  for (size_t i = 0; i < count; ++i) {
-    if (batch.logit_rows[i].row != static_cast<int32_t>(i)) return false;
+  for (size_t i = 0; i < static_cast<size_t>(rows); ++i) {
     const StepSegment& segment = batch.segments[i];
     kv_len = std::max(kv_len, segment.position + segment.row_count);
     for (int32_t l = 0; l < layers; ++l) {

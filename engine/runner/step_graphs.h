@@ -23,7 +23,9 @@ struct StepShape {
 };
 
 // Whether the batch is one that can be recorded: single rows, each of which asks for its logits, no
-// snapshots, within `rows_max`. If so, the shape.
+// snapshots, no more rows than have room.
+bool IsDecode(const StepBatch& batch, const ModelLimits& limits);
+// If so, the shape; else false.
 bool ShapeOfDecode(const StepBatch& batch, const ModelLimits& limits, int32_t layers,
                    StepShape* shape);
 

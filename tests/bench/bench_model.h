@@ -119,7 +119,7 @@ class BenchModel {
     return Median(times);
   }
   // Mean seconds of a decode step of one row for each plan at depth `depth`, each begun before the
-  // one before it has ended, as the engine does it where the runner can.
+  // one before it has ended, as the engine does it; 0 where the runner cannot.
   double StepAhead(const std::vector<const LayerPlan*>& plans, int32_t depth, int32_t repeats) {
     std::vector<SequenceCaches> caches(plans.size());
     StepBatch batch = MakeBatch(plans, /*rows=*/1, depth, &caches);
@@ -127,6 +127,10 @@ class BenchModel {
       if (!status.ok()) Die(status);
     };
     StepResult result;
+    if (!runner_->RunsAheadOf(batch)) {
+      for (SequenceCaches& c : caches) books_->Release(&c);
+      return 0;
+    }
     run(runner_->Begin(batch));
     for (int32_t row = 0; row < batch.rows(); ++row) batch.follows.push_back(row);
     double begin = 0;
@@ -140,7 +144,6 @@ class BenchModel {
     for (SequenceCaches& c : caches) books_->Release(&c);
     return seconds;
   }
-  bool RunsAhead() const { return runner_->RunsAhead(); }
 
   double Step(const LayerPlan& plan, int32_t sequences, int32_t rows, int32_t depth,
               int32_t repeats, const std::function<void()>& between = {}) {

@@ -75,7 +75,7 @@ class FakeRunner final : public ModelRunner {
   int32_t rows_max = 0;
   int64_t rows_total = 0;
   std::optional<int32_t> fail_step;
-  absl::Status health;  // After a failed step.
+  absl::Status health;                      // After a failed step.
   std::optional<uint64_t> non_finite_seed;  // Sequences of this seed get a non-finite result.
   std::string sick_plan;                    // Mixers of this plan give non-finite outputs.
 

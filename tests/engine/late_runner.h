@@ -24,6 +24,7 @@ class LateRunner final : public ModelRunner {
     StepBatch known = batch;
     if (!batch.follows.empty()) {
       ++steps_ahead;
+      MS_CHECK(batch.rows() <= rows_max);
       MS_CHECK(batch.follows.size() == batch.tokens.size() && batch.emits.empty());
       for (size_t r = 0; r < known.tokens.size(); ++r) {
         MS_CHECK(batch.tokens[r] == -1);  // The core must not know.
@@ -47,10 +48,11 @@ class LateRunner final : public ModelRunner {
     return status;
   }
 
-  bool RunsAhead() const override { return true; }
+  bool RunsAheadOf(const StepBatch& batch) const override { return batch.rows() <= rows_max; }
   absl::Status Health() override { return inner_->Health(); }
 
   int32_t steps_ahead = 0;
+  int32_t rows_max = 1 << 20;  // Of a step that another may follow.
 
  private:
   struct Step {

@@ -243,6 +243,22 @@ TEST(RunAhead, WhoeverAsksForTheRunnerGetsItSettled) {
   EXPECT_GT(harness.late.steps_ahead, 40);
 }
 
+// Catches: a step begun ahead of one whose tokens the device does not keep, as it is too large.
+TEST(RunAhead, OnlyAheadOfStepsThatTheRunnerCanFollow) {
+  CoreHarness harness(Late());
+  harness.late.rows_max = 2;
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int32_t i = 0; i < 4; ++i) sinks.push_back(harness.Add(MakeRequest(20, 40 + 40 * i, i)));
+  while (!sinks[1]->ended()) harness.Step();
+  EXPECT_EQ(harness.late.steps_ahead, 0);
+  harness.RunAll();
+  EXPECT_GT(harness.late.steps_ahead, 70);
+  for (int32_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(sinks[static_cast<size_t>(i)]->tokens[0],
+              FakeContinuation(MakePrompt(20, i), 40 + 40 * i));
+  }
+}
+
 TEST(RunAhead, NotWhereItIsTurnedOff) {
   CoreHarness harness(Late());
   auto sink = harness.Add(MakeRequest(20, 60, 1));

@@ -77,8 +77,8 @@ int Main(int argc, char** argv) {
     const int32_t repeats = one.rows == 1 ? 50 : 10;
     const double alone = bench.Step(plan, one.batch, one.rows, one.context - one.rows, repeats);
     const std::vector<const LayerPlan*> plans(static_cast<size_t>(one.batch), &plan);
-    const bool ahead = one.rows == 1 && bench.RunsAhead();
-    const double s = ahead ? bench.StepAhead(plans, one.context - 1, repeats) : alone;
+    const double ahead = one.rows == 1 ? bench.StepAhead(plans, one.context - 1, repeats) : 0;
+    const double s = ahead > 0 ? ahead : alone;
     const auto bytes = static_cast<double>(bench.StepBytes(plan, one.batch, one.context - 1));
     std::printf("%-9s %6d %8d %6d %10.4f %10.4f %10.1f %9.0f %7.3f\n",
                 absl::StrFormat("%dF/%dL", k, layers - k).c_str(), one.batch, one.context, one.rows,
