@@ -1,5 +1,5 @@
-// EngineObserver hears what the engine did, for metrics. Called on the engine thread; must not
-// block.
+// EngineObserver hears what the engine did, for metrics: by default nothing of it. Called on the
+// engine thread; must not block.
 #pragma once
 
 #include <cstdint>
@@ -57,16 +57,16 @@ struct RequestReport {
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
-  virtual void OnStep(const StepReport& report) = 0;
-  virtual void OnFirstToken(std::string_view plan_id, double ttft_s) = 0;
-  virtual void OnTokenGap(std::string_view plan_id, double gap_s) = 0;
-  virtual void OnPreemption(PreemptedBy resource, bool spilled) = 0;
+  virtual void OnStep(const StepReport& /*report*/) {}
+  virtual void OnFirstToken(std::string_view /*plan_id*/, double /*ttft_s*/) {}
+  virtual void OnTokenGap(std::string_view /*plan_id*/, double /*gap_s*/) {}
+  virtual void OnPreemption(PreemptedBy /*resource*/, bool /*spilled*/) {}
   // Where the guard tripped: "logits", "mixer", "state".
-  virtual void OnNonFinite(std::string_view plan_id, std::string_view where) = 0;
+  virtual void OnNonFinite(std::string_view /*plan_id*/, std::string_view /*where*/) {}
   // A prompt was looked up in the prefix cache.
-  virtual void OnPrefixLookup(std::string_view plan_id, int32_t prompt_tokens,
-                              const CacheHit& hit) = 0;
-  virtual void OnRequestEnd(const RequestReport& report) = 0;
+  virtual void OnPrefixLookup(std::string_view /*plan_id*/, int32_t /*prompt_tokens*/,
+                              const CacheHit& /*hit*/) {}
+  virtual void OnRequestEnd(const RequestReport& /*report*/) {}
 };
 
 }  // namespace morphserve

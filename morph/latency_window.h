@@ -53,11 +53,6 @@ class LatencyWindow final : public EngineObserver {
 
   void OnStep(const StepReport& report) override;
   void OnTokenGap(std::string_view plan_id, double gap_s) override;
-  void OnFirstToken(std::string_view, double) override {}
-  void OnPreemption(PreemptedBy, bool) override {}
-  void OnNonFinite(std::string_view, std::string_view) override {}
-  void OnPrefixLookup(std::string_view, int32_t, const CacheHit&) override {}
-  void OnRequestEnd(const RequestReport&) override {}
 
  private:
   struct Plan {

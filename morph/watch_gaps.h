@@ -43,11 +43,6 @@ class WatchGaps final : public EngineObserver {
 
   void OnStep(const StepReport& report) override;
   void OnTokenGap(std::string_view plan_id, double gap_s) override;
-  void OnFirstToken(std::string_view, double) override {}
-  void OnPreemption(PreemptedBy, bool) override {}
-  void OnNonFinite(std::string_view, std::string_view) override {}
-  void OnPrefixLookup(std::string_view, int32_t, const CacheHit&) override {}
-  void OnRequestEnd(const RequestReport&) override {}
 
  private:
   void Take(const StepReport& report) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

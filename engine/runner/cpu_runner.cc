@@ -4,6 +4,7 @@
 #include <span>
 #include <utility>
 
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 
 namespace morphserve {
@@ -16,6 +17,7 @@ CpuRunner::CpuRunner(std::unique_ptr<HybridModel> model, std::byte* arena_base,
       sampler_(pool, pieces) {}
 
 absl::Status CpuRunner::Run(const StepBatch& batch, StepResult* result) {
+  MS_CHECK(batch.follows.empty());  // Nothing is under way that it could follow.
   MS_RETURN_IF_ERROR(model_->Forward(batch, arena_base_));
   const size_t count = batch.logit_rows.size();
   result->samples.assign(count, {});

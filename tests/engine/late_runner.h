@@ -30,6 +30,7 @@ class LateRunner final : public ModelRunner {
         MS_CHECK(batch.tokens[r] == -1);  // The core must not know.
         known.tokens[r] = sampled_[static_cast<size_t>(batch.follows[r])];
       }
+      known.follows.clear();
     }
     Step& step = under_way_.emplace_back();
     step.status = inner_->Run(known, &step.result);

@@ -25,7 +25,7 @@ run() {
 
 run tests 300 "$bin/cuda_tests" --gtest_brief=1
 if command -v compute-sanitizer >/dev/null; then
-  # The small cases: the tools slow kernels down a hundredfold.
+  # The small cases: the tools slow kernels down a hundredfold. sanitize.sh runs all.
   small="RowsCudaTest.*:LowRankCudaTest.Takes*:MatmulCudaTest.NotFinite*"
   small="$small:SampleCudaTest.Two*:SampleCudaTest.Reports*:*SegmentsOfACall*:*EmitsAre*:Units*"
   small="--gtest_filter=$small"

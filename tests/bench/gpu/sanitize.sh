@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Every test of cuda_tests under compute-sanitizer, each in a process of its own and several at a
+# time, as the tools slow kernels down a hundredfold and mostly on the processor:
+#   tests/bench/gpu/sanitize.sh TOOL [BINARIES] [FILTER]
+# TOOL: memcheck, racecheck, synccheck or initcheck. JOBS (default: half the processors, 8 at most)
+# and LIMIT (seconds of a test, default 150) may be set. Prints what a tool found, and the tests
+# that it did not end. Exit status 0 when nothing was found and every test ended.
+set -uo pipefail
+
+tool="${1:?a tool: memcheck, racecheck, synccheck or initcheck}"
+bin="${2:-build/cuda/bin}"
+filter="${3:-*}"
+limit="${LIMIT:-150}"
+jobs="${JOBS:-$(($(nproc) / 2 > 8 ? 8 : ($(nproc) / 2 > 0 ? $(nproc) / 2 : 1)))}"
+logs=$(mktemp -d)
+export tool bin limit logs
+
+# check TEST: leaves TEST.log, and TEST.found or TEST.late.
+check() {
+  local log="$logs/${1//\//_}"
+  timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 1 "$bin/cuda_tests" \
+    --gtest_filter="$1" >"$log.log" 2>&1
+  case $? in
+    0) ;;
+    124) touch "$log.late" ;;
+    *) touch "$log.found" ;;
+  esac
+}
+export -f check
+
+# "Suite." lines, then "  Test" lines with an optional comment.
+tests=$("$bin/cuda_tests" --gtest_filter="$filter" --gtest_list_tests |
+  awk '/^[^ ].*\./ { suite = $1 } /^  / { print suite $1 }')
+count=$(wc -l <<<"$tests")
+[ -n "$tests" ] || { echo "no test matches $filter" >&2; exit 2; }
+xargs -P "$jobs" -I{} bash -c 'check {}' <<<"$tests"
+
+found=0 late=0
+for mark in "$logs"/*.found "$logs"/*.late; do
+  [ -e "$mark" ] || continue
+  name=$(basename "${mark%.*}")
+  if [ "${mark##*.}" = late ]; then
+    late=$((late + 1))
+    echo "$name: did not end within $limit s"
+  else
+    found=$((found + 1))
+    echo "$name:"
+    grep -E "=========|FAILED|Failure" "${mark%.*}.log" | head -n 12
+  fi
+done
+echo "$tool: $count tests, $found with findings, $late that did not end"
+rm -rf "$logs"
+[ "$found" -eq 0 ] && [ "$late" -eq 0 ]
