@@ -114,6 +114,8 @@ class EngineCore {
     absl::Status status;
     StepResult result;
     bool settled() const { return ended != absl::InfiniteFuture(); }
+    void Clear();
+    void AddPlan(const std::shared_ptr<const LayerPlan>& plan);
   };
 
   void ExpireDeadlines(absl::Time now);

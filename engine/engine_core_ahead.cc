@@ -39,10 +39,7 @@ bool EngineCore::MayRunAhead() const {
 bool EngineCore::BeginAhead() {
   if (!MayRunAhead()) return false;
   Work& next = ahead_;
-  next.batch.Clear();
-  next.scheduled.clear();
-  next.plans.clear();
-  next.report = StepReport{};
+  next.Clear();
   for (const Scheduled& before : work_.scheduled) {
     Sequence* const sequence = before.sequence;
     if (sequence == nullptr || sequence->output->next_is_last()) continue;
@@ -59,9 +56,7 @@ bool EngineCore::BeginAhead() {
         {.row = row, .sample = sequence->output->NextSample(sequence->length() + 1, /*ahead=*/1)});
     next.scheduled.push_back(
         {.sequence = sequence, .rows = 1, .first_logit = static_cast<size_t>(row), .sampled = 1});
-    if (std::find(next.plans.begin(), next.plans.end(), sequence->plan) == next.plans.end()) {
-      next.plans.push_back(sequence->plan);
-    }
+    next.AddPlan(sequence->plan);
     next.report.decode_context += sequence->length() + 1;
   }
   if (next.scheduled.empty()) return false;

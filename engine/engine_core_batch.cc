@@ -7,11 +7,19 @@
 
 namespace morphserve {
 
+void EngineCore::Work::Clear() {
+  batch.Clear();
+  scheduled.clear();
+  plans.clear();
+  report = StepReport{};
+}
+
+void EngineCore::Work::AddPlan(const std::shared_ptr<const LayerPlan>& plan) {
+  if (std::find(plans.begin(), plans.end(), plan) == plans.end()) plans.push_back(plan);
+}
+
 void EngineCore::BuildBatch(const std::vector<ScheduledRows>& rows) {
-  work_.batch.Clear();
-  work_.scheduled.clear();
-  work_.plans.clear();
-  work_.report = StepReport{};
+  work_.Clear();
   StepReport& report = work_.report;
   bool decodes = false;
   bool prefills = false;
@@ -33,9 +41,7 @@ void EngineCore::BuildBatch(const std::vector<ScheduledRows>& rows) {
          .plan = sequence.plan.get(),
          .emit_begin = emit_begin,
          .emit_count = static_cast<int32_t>(work_.batch.emits.size()) - emit_begin});
-    if (std::find(work_.plans.begin(), work_.plans.end(), sequence.plan) == work_.plans.end()) {
-      work_.plans.push_back(sequence.plan);
-    }
+    work_.AddPlan(sequence.plan);
     if (sequence.decoding()) {
       decodes = true;
       ++report.decode_rows;

@@ -12,11 +12,6 @@
 namespace morphserve::kernels::cuda {
 namespace {
 
-template <int kDim>
-constexpr int SharedBytes() {
-  return (kTileRows + 2 * kTileColumns) * TileStride<kDim>() * static_cast<int>(sizeof(float));
-}
-
 // Block (64 rows, head); the longest rows first.
 template <int kDim>
 __global__ void __launch_bounds__(kTileThreads) AttentionKernel(const SequenceAttentionArgs args) {
@@ -38,23 +33,8 @@ __global__ void __launch_bounds__(kTileThreads) AttentionKernel(const SequenceAt
     LoadTile<kDim, kTileColumns>(k, args.k + kv_at, args.kv_stride, key, row_end, s.head_dim);
     LoadTile<kDim, kTileColumns>(v, args.v + kv_at, args.kv_stride, key, row_end, s.head_dim);
     TilesAreWhole();
-    float score[kTileColumns / 8][4], kept[2];
-    RowsTimesRows<kDim>(score, q, k);
-#pragma unroll
-    for (int n = 0; n < kTileColumns / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const bool sees = Sees(s, row + ElementRow(i), key + ElementColumn(n, i));
-        score[n][i] = sees ? score[n][i] * s.scale : -INFINITY;
-      }
-    }
-    softmax.Add(score, kept);
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[n][i] *= kept[i / 2];
-    }
-    AddTimesColumns<kDim, kDim>(out, score, v);
+    const auto sees = [&](int r, int column) { return Sees(s, row + r, key + column); };
+    AddKeys<kDim>(q, k, v, s.scale, sees, &softmax, out);
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -77,11 +57,12 @@ __global__ void __launch_bounds__(kTileThreads) AttentionKernel(const SequenceAt
 
 template <int kDim>
 absl::Status Launch(const SequenceAttentionArgs& args, Stream stream) {
-  MS_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
-      AttentionKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes<kDim>()));
+  MS_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(AttentionKernel<kDim>,
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               AttentionTileBytes<kDim>()));
   const dim3 grid(static_cast<unsigned>((args.shape.row_count + kTileRows - 1) / kTileRows),
                   static_cast<unsigned>(args.shape.heads));
-  AttentionKernel<kDim><<<grid, kTileThreads, SharedBytes<kDim>(), StreamOf(stream)>>>(args);
+  AttentionKernel<kDim><<<grid, kTileThreads, AttentionTileBytes<kDim>(), StreamOf(stream)>>>(args);
   return LaunchStatus("SequenceAttention");
 }
 

@@ -13,11 +13,6 @@
 namespace morphserve::kernels::cuda {
 namespace {
 
-template <int kDim>
-constexpr int SharedBytes() {
-  return (kTileRows + 2 * kTileColumns) * TileStride<kDim>() * static_cast<int>(sizeof(float));
-}
-
 // A tile of queries: rows [first, last) of the segment, zeros behind.
 template <int kDim>
 __device__ inline void LoadQueries(const WindowMixerArgs& args, const MixerSegment& segment,
@@ -93,34 +88,22 @@ __global__ void __launch_bounds__(kTileThreads) AttendKernel(const WindowWork wo
     __syncthreads();  // The tiles before are read.
     LoadKeys<T, kDim>(work, segment, kv_head, keys, at, k, v);
     __syncthreads();  // The tiles are whole.
-    float score[kTileColumns / 8][4], kept[2];
-    RowsTimesRows<kDim>(score, q, k);
-#pragma unroll
-    for (int n = 0; n < kTileColumns / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int position = at + ElementColumn(n, i);
-        const int own = segment.position + first + ElementRow(i);
-        score[n][i] = Sees(args, own, position) ? score[n][i] * args.scale : -INFINITY;
-      }
-    }
-    softmax.Add(score, kept);
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[n][i] *= kept[i / 2];
-    }
-    AddTimesColumns<kDim, kDim>(sums, score, v);
+    const auto sees = [&](int row, int column) {
+      return Sees(args, segment.position + first + row, at + column);
+    };
+    AddKeys<kDim>(q, k, v, args.scale, sees, &softmax, sums);
   }
   StoreRows<kDim>(args, segment, first, last, head, softmax.total, sums);
 }
 
 template <typename T, int kDim>
 absl::Status Launch(const WindowWork& work, cudaStream_t stream) {
-  static const cudaError_t kAllowed = cudaFuncSetAttribute(
-      AttendKernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes<kDim>());
+  static const cudaError_t kAllowed =
+      cudaFuncSetAttribute(AttendKernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           AttentionTileBytes<kDim>());
   MS_CUDA_RETURN_IF_ERROR(kAllowed);
-  AttendKernel<T, kDim><<<AttendGrid(work.args), kTileThreads, SharedBytes<kDim>(), stream>>>(work);
+  AttendKernel<T, kDim>
+      <<<AttendGrid(work.args), kTileThreads, AttentionTileBytes<kDim>(), stream>>>(work);
   return LaunchStatus("WindowMixer, attention");
 }
 

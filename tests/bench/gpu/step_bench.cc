@@ -1,6 +1,7 @@
 // step_bench: a whole step on the GPU, sampling and the host's share included: milliseconds alone,
 // and for decode steps when each begins before the one before it has been read, as the engine does
-// it; the bytes it must move, and the share of the read bandwidth given that the latter is. The
+// it; the bytes it must move, and the share of the read bandwidth given that the latter is, or the
+// former where there is no latter. The
 // floor is bytes over bandwidth; see kernels/README.md.
 //   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16|fp8] [--bandwidth GB/S] [--arena GIB]
 // CASES: full_layers:batch:context or full_layers:batch:context:rows, separated by commas;
@@ -80,10 +81,10 @@ int Main(int argc, char** argv) {
     const double ahead = one.rows == 1 ? bench.StepAhead(plans, one.context - 1, repeats) : 0;
     const double s = ahead > 0 ? ahead : alone;
     const auto bytes = static_cast<double>(bench.StepBytes(plan, one.batch, one.context - 1));
-    std::printf("%-9s %6d %8d %6d %10.4f %10.4f %10.1f %9.0f %7.3f\n",
+    std::printf("%-9s %6d %8d %6d %10.4f %10s %10.1f %9.0f %7.3f\n",
                 absl::StrFormat("%dF/%dL", k, layers - k).c_str(), one.batch, one.context, one.rows,
-                alone * 1e3, s * 1e3, bytes / 1e6, bytes / s / 1e9,
-                bandwidth > 0 ? bytes / s / bandwidth : 0);
+                alone * 1e3, ahead > 0 ? absl::StrFormat("%.4f", ahead * 1e3).c_str() : "-",
+                bytes / 1e6, bytes / s / 1e9, bandwidth > 0 ? bytes / s / bandwidth : 0);
     std::fflush(stdout);
   }
   return 0;
