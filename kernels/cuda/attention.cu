@@ -119,21 +119,20 @@ __global__ void MergeKernel(const AttentionArgs args, const PartialResults parti
   const AttentionSegment segment = args.segments[blockIdx.y];
   if (segment.row_count != 1) return;
   const int64_t row = RowOf(args, segment, 0);
-  const int splits = SplitCount(VisibleToLastRow(segment.kv_len, args.window).pages);
-  if (row < 0 || splits <= 1) return;
+  const int pages = VisibleToLastRow(segment.kv_len, args.window).pages;
+  if (row < 0 || BlocksOfRow(pages, partial.spread) <= 1) return;
+  const int splits = SplitCount(pages);
   const int head = static_cast<int>(blockIdx.x), d = args.head_dim;
   const int64_t first = partial.Index(static_cast<int>(blockIdx.y), head, 0);
-  float largest = -INFINITY;
-  for (int s = 0; s < splits; ++s) largest = fmaxf(largest, partial.stats[first + s].x);
   for (int i = threadIdx.x; i < d; i += blockDim.x) {
-    float sum = 0, value = 0;
+    MergedParts merged;
+    float value = 0;
+#pragma unroll 8
     for (int s = 0; s < splits; ++s) {
-      const float2 own = partial.stats[first + s];
-      const float weight = PartWeight(own.x, largest);
-      sum = fmaf(own.y, weight, sum);
-      value = fmaf(partial.values[(first + s) * d + i], weight, value);
+      const auto weights = merged.Add(partial.stats[first + s]);
+      value = WithPart(value, partial.values[(first + s) * d + i], weights);
     }
-    args.out[row * args.out_stride + static_cast<int64_t>(head) * d + i] = value / sum;
+    args.out[row * args.out_stride + static_cast<int64_t>(head) * d + i] = value / merged.sum;
   }
 }
 
@@ -216,22 +215,24 @@ absl::Status PagedAttention(const AttentionArgs& args, Stream stream) {
   if (args.segments.empty() || args.rows_max == 0) return absl::OkStatus();
   const int splits = std::max(SplitCountMax(PagesMax(args)), 1);
   const int64_t parts = static_cast<int64_t>(args.segments.size()) * args.heads * splits;
+  const bool tensor_cores = HasTensorCoreForm(args.kv_dtype, args.head_dim);
+  // The plain form makes a part a block.
+  const DecodePlan plan =
+      tensor_cores
+          ? PlanDecode(args, PagesMax(args))
+          : DecodePlan{.spread = 1, .blocks = splits, .together = false, .prepares = false};
   AttentionLaunch launch = {
       .args = args,
-      .partial = {.values = reinterpret_cast<float*>(args.workspace) + 2 * parts,
+      .partial = {.values = reinterpret_cast<float*>(args.workspace) + (2 * parts + 3) / 4 * 4,
                   .stats = reinterpret_cast<float2*>(args.workspace),
                   .splits = splits,
-                  .heads = args.heads},
+                  .heads = args.heads,
+                  .spread = plan.spread},
       .stream = StreamOf(stream),
-      .append = args.append != nullptr};
+      .append = args.append != nullptr && plan.prepares && args.rows_max == 1,
+      .decode = plan};
   absl::Status status;
-  const bool tensor_cores = HasTensorCoreForm(args.kv_dtype, args.head_dim);
-  // A few decode rows append themselves.
-  const bool appends = tensor_cores && args.rows_max == 1 && IsSmallDecode(args, splits);
-  if (args.append != nullptr && !appends) {
-    status = QkRopeAppend(*args.append, stream);
-    launch.append = false;
-  }
+  if (args.append != nullptr && !launch.append) status = QkRopeAppend(*args.append, stream);
   if (!status.ok()) return status;
   if (!tensor_cores) {
     status = LaunchPlainAttention(launch);
@@ -245,11 +246,12 @@ absl::Status PagedAttention(const AttentionArgs& args, Stream stream) {
         status = LaunchTensorCorePrefill({.args = chunks,
                                           .partial = launch.partial,
                                           .stream = launch.stream,
-                                          .append = launch.append});
+                                          .append = launch.append,
+                                          .decode = plan});
       }
     }
   }
-  if (status.ok() && splits > 1 && !MergesInCluster(args, splits)) status = LaunchMerge(launch);
+  if (status.ok() && splits > 1 && !plan.together) status = LaunchMerge(launch);
   return status;
 }
 

@@ -1,112 +1,41 @@
-// Attention of decode rows on tensor cores: a block takes up to eight heads of one kv head and a
-// part of the row's pages; four warps take 16 positions of each page, a fifth fetches pages.
-// Queries and weights enter the products as a rounded value and its rest, in the upper and the
-// lower half of the 16 rows of A, so that results are as good as f32 at the price of rows that a
-// small group leaves empty anyway. A row of few parts is merged by a cluster of its blocks; the row
-// itself may be appended here as well (kernels/qk_rope_append.h): each block prepares its queries,
-// the one that reads the last page adds k and v to it. Floor: kv_len * PageBytes / 64 a row
-// and the read bandwidth; see tests/bench/gpu/RESULTS.md.
-#include <cooperative_groups.h>
+// Attention of decode rows on tensor cores: a block takes up to eight heads of one kv head and one
+// or more parts of the row's pages, of each of which its four warps take 16 positions. The first
+// pages are under way before the kernels ahead are done: registers and shared memory leave room
+// beside a block of a product (gemv.cuh), whose successor this is. Parts are merged in their order:
+// by the block if it has all of the row's, by a cluster of the row's blocks, or by a kernel of its
+// own. The row itself may be appended here as well (kernels/qk_rope_append.h): each block prepares
+// its queries, and each that reads the last page adds k and v to it, the same bytes.
+//
+// Floor: kv_len * PageBytes / 64 a row and the read bandwidth. H200, 2026-11-27: 77-97 % of it for
+// 64 rows; a row alone of 1024 positions takes 5 us in a step after its query is there, which is
+// latency: preparing queries 2.1, two pages 1.5, the merge 1.1. See tests/bench/gpu/RESULTS.md.
+#include <algorithm>
 
-#include "kernels/cuda/append_row.cuh"
-#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/decode_queries.cuh"
 #include "kernels/cuda/launch.cuh"
 
 namespace morphserve::kernels::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kTileHeads = 8;
-constexpr int kPositions = kPageTokens / kWarps;  // Of a page, of a warp.
-static_assert(kPositions == 16);
+constexpr int kThreads = kDecodeWarps * kWarp;
 
 template <int kDim>
-using DecodeRing = KvRing<kDim, kDim == 64 ? 4 : 3>;
+using DecodeRing = WarpRing<kDim, kDim == 64 ? 4 : 3, kDecodeWarps>;
 
-// A warp's running softmax of up to eight heads: row g of the products.
 template <typename T, int kDim>
-struct DecodeWarp {
-  uint32_t q[kDim / 16][4];
-  float o[kDim / 8][4] = {};
-  float max = -INFINITY;
-  float sum = 0;
-
-  // Query of the lane's head, zeros beyond `count` heads.
-  __device__ void LoadQuery(const float* heads, int count) {
-    const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float x = 0, y = 0;
-        if (g < count) {
-          const float* const from = heads + g * kDim + k * 16 + half * 8 + t * 2;
-          x = from[0];
-          y = from[1];
-        }
-        q[k][half * 2] = PackWithRest<T>(x, y, &q[k][half * 2 + 1]);
-      }
-    }
-  }
-
-  // 16 positions from `position` of the tiles; bit p of `visible` is theirs.
-  __device__ void Advance(uint32_t keys, uint32_t values, int position, uint32_t visible,
-                          float scale) {
-    const int t = threadIdx.x % 4;
-    float c[2][4] = {};
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      uint32_t b[4];
-      LoadRowsB(b, keys, position, k);
-      Mma<T>(c[0], q[k], b[0], b[1]);
-      Mma<T>(c[1], q[k], b[2], b[3]);
-    }
-    float s[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int p = i / 2 * 8 + t * 2 + i % 2;
-      s[i] = (visible >> p & 1) != 0 ? (c[i / 2][i % 2] + c[i / 2][i % 2 + 2]) * scale : -INFINITY;
-    }
-    const float largest = fmaxf(max, RowMax(fmaxf(fmaxf(s[0], s[1]), fmaxf(s[2], s[3]))));
-    const float base = largest == -INFINITY ? 0.0f : largest;
-    const float factor = Exp2(max - base);
-    max = largest;
-    if (__any_sync(~0u, factor != 1.0f)) {
-      sum *= factor;
-#pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[n][i] *= factor;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      s[i] = Exp2(s[i] - base);
-      sum += s[i];
-    }
-    uint32_t a[4];
-    a[0] = PackWithRest<T>(s[0], s[1], &a[1]);
-    a[2] = PackWithRest<T>(s[2], s[3], &a[3]);
-#pragma unroll
-    for (int n = 0; n < kDim / 16; ++n) {
-      uint32_t b[4];
-      LoadColumnsB(b, values, position, n);
-      Mma<T>(o[2 * n], a, b[0], b[1]);
-      Mma<T>(o[2 * n + 1], a, b[2], b[3]);
-    }
-  }
-
-  // Into values [head][kDim] and stats [head] of this warp.
-  __device__ void Store(float* values, float2* stats) const {
-    const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      *reinterpret_cast<float2*>(values + g * kDim + n * 8 + t * 2) =
-          make_float2(o[n][0] + o[n][2], o[n][1] + o[n][3]);
-    }
-    const float total = RowSum(sum);
-    if (t == 0) stats[g] = make_float2(max, total);
-  }
+struct DecodeMemory {
+  static constexpr int kQuads = kTileHeads * kDim / 4;
+  // In turn.
+  union {
+    DecodeQueries<T, kDim> queries;
+    float4 merged[kQuads];                       // In a block alone.
+    float4 parts[ClusterParts::Room(kDim / 4)];  // Of the cluster.
+  };
+  NewRow<T, kDim> added;
+  float2 stats[kDecodeWarps][kTileHeads];
+  float2 part_stats[kClusterSplitsMax][kTileHeads];  // Of the cluster; of a block alone, merged.
+  uint64_t barriers[DecodeRing<kDim>::kBarriers];
+  uint64_t arrived;
 };
 
 __device__ void WriteZeros(const AttentionArgs& args, int64_t row, int head, int count) {
@@ -115,60 +44,8 @@ __device__ void WriteZeros(const AttentionArgs& args, int64_t row, int head, int
   }
 }
 
-// Bits of the 16 positions from `first` on that lie in [begin, end).
-__device__ uint32_t VisibleBits(int first, int begin, int end) {
-  uint32_t bits = 0xffff;
-  if (begin > first) bits &= begin - first < 16 ? 0xffffu << (begin - first) : 0;
-  if (end < first + 16) bits &= end > first ? 0xffffu >> (16 - (end - first)) : 0;
-  return bits & 0xffff;
-}
-
-// What the blocks of a cluster, the parts of one row, merge over distributed shared memory.
-template <int kDim>
-struct MergedHeads {
-  float values[kTileHeads * kDim];
-  float2 stats[kTileHeads];
-};
-
-// The new row's k and v of one head, as its page will hold them.
-template <typename T, int kDim>
-struct NewRow {
-  T key[kDim];
-  T value[kDim];
-};
-
-// The queries of `count` heads from `head` on, normed and rotated, into `heads`: by the four warps.
-template <int kDim>
-__device__ void PrepareQueries(const QkRopeAppendArgs& append, int64_t row, int head, int count,
-                               float* heads) {
-  for (int h = threadIdx.x / kWarp; h < count; h += kWarps) {
-    const float* const q = append.q + row * append.q_stride + static_cast<int64_t>(head + h) * kDim;
-    LoadHead(append, q, append.q_norm, heads + h * kDim);
-    RotateHead(heads + h * kDim, kDim, RotationOf(append, row));
-  }
-  asm volatile("bar.sync 1, %0;" ::"n"(kWarps * kWarp) : "memory");  // The queries are there.
-}
-
-// Appends the row's k and v of one head to their page, and leaves them in `out`: by one warp.
-template <typename T, int kDim>
-__device__ void AppendRow(const QkRopeAppendArgs& append, int64_t row, int kv_head, float* values,
-                          NewRow<T, kDim>* out) {
-  const int64_t at = int64_t{kv_head} * kDim;
-  LoadHead(append, append.k + row * append.k_stride + at, append.k_norm, values);
-  const float* const v = append.v + row * append.v_stride + at;
-  const RowRotation rotation = RotationOf(append, row);
-  const int32_t page = append.page_of_row[row], position = append.offset_of_row[row];
-  T* const keys = KeysOfPage<T>(append.kv_base, page, kv_head, kDim);
-  T* const places = ValuesOfPage<T>(append.kv_base, page, kv_head, kDim, append.kv_heads);
-  for (int i = threadIdx.x % kWarp; i < kDim; i += kWarp) {
-    out->key[i] = FromFloat<T>(RotatedElement(values, i, rotation));
-    out->value[i] = FromFloat<T>(v[i]);
-    keys[PlaceInHead<T>(kDim, position, i)] = out->key[i];
-    places[PlaceInHead<T>(kDim, position, i)] = out->value[i];
-  }
-}
-
-// Puts them into the tiles of that page, which were fetched before: by the warp that reads them.
+// Puts the new row into the tiles of its page, which were fetched before: by the warp that reads
+// them.
 template <typename T, int kDim>
 __device__ void PatchTiles(const NewRow<T, kDim>& from, int position, std::byte* keys,
                            std::byte* values) {
@@ -177,163 +54,200 @@ __device__ void PatchTiles(const NewRow<T, kDim>& from, int position, std::byte*
     reinterpret_cast<T*>(keys)[at] = from.key[i];
     reinterpret_cast<T*>(values)[at] = from.value[i];
   }
-  __syncwarp();  // All lanes see the row.
 }
 
-// Writes the result of a row, whose parts the first `splits` blocks of the cluster have.
+// Zeros in rows [begin, end) of a tile, by a warp.
 template <int kDim>
-__device__ void WriteFromCluster(const AttentionArgs& args, MergedHeads<kDim>* merged, int64_t row,
-                                 int head, int count, int splits) {
-  const auto cluster = cooperative_groups::this_cluster();
-  cluster.sync();  // The parts of all blocks are there; blocks without one have left.
-  const auto rank = static_cast<int>(cluster.block_rank());
-  for (int i = rank * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
-       i < count * kDim; i += splits * static_cast<int>(blockDim.x)) {
-    float2 stats[kClusterSplitsMax];
-    float values[kClusterSplitsMax];
-#pragma unroll
-    for (int s = 0; s < kClusterSplitsMax; ++s) {
-      stats[s] = make_float2(-INFINITY, 0);
-      values[s] = 0;
-      if (s >= splits) continue;
-      const MergedHeads<kDim>* const part = cluster.map_shared_rank(merged, s);
-      stats[s] = part->stats[i / kDim];
-      values[s] = part->values[i];
-    }
-    float largest = -INFINITY, sum = 0, value = 0;
-#pragma unroll
-    for (int s = 0; s < kClusterSplitsMax; ++s) largest = fmaxf(largest, stats[s].x);
-#pragma unroll
-    for (int s = 0; s < kClusterSplitsMax; ++s) {
-      const float weight = PartWeight(stats[s].x, largest);
-      // As the kernel that merges many parts does, to the bit.
-      sum = fmaf(stats[s].y, weight, sum);
-      value = fmaf(values[s], weight, value);
-    }
-    args.out[row * args.out_stride + static_cast<int64_t>(head) * kDim + i] = value / sum;
+__device__ void ZeroRows(uint32_t tile, int begin, int end) {
+  constexpr int kPieces = kDim / 8;
+  for (int i = threadIdx.x % kWarp; i < (end - begin) * kPieces; i += kWarp) {
+    StorePiece(PieceAddress(tile, begin + i / kPieces, i % kPieces), uint4{});
   }
-  cluster.sync();  // Nobody leaves while others read its memory.
 }
 
-// What a block does: a part of the pages of a row, for `count` heads of a kv head.
-struct DecodeWork {
-  __device__ DecodeWork(const AttentionArgs& args, const AttentionSegment& segment)
-      : row(segment.row_count == 1 ? RowOf(args, segment, 0) : -1),
-        range(VisibleToLastRow(segment.kv_len, args.window)),
-        split(static_cast<int>(blockIdx.y)),
-        splits(SplitCount(range.pages)) {
-    const int group = args.heads / args.kv_heads;
-    const int tiles = (group + kTileHeads - 1) / kTileHeads;
-    const int in_group = static_cast<int>(blockIdx.x) % tiles * kTileHeads;
-    kv_head = static_cast<int>(blockIdx.x) / tiles;
-    head = kv_head * group + in_group;
-    count = min(group - in_group, kTileHeads);
-    const int per_split = PagesPerSplit(range.pages);
-    first_page = range.first_page + split * per_split;
-    pages = min(per_split, range.first_page + range.pages - first_page);
+// The warp's 16 positions of page `i` of the block. `added`, if any, is the row's last position.
+template <typename T, int kDim>
+__device__ void AttendPage(const DecodeWork& work, int i, float scale, const NewRow<T, kDim>* added,
+                           const DecodeRing<kDim>& ring, DecodeWarp<T, kDim>* state) {
+  const int own = static_cast<int>(threadIdx.x) / kWarp * kPositions;
+  const int first = (work.first_page + i) * kPageTokens + own, end = work.range.end;
+  const uint32_t visible = VisibleBits(first, work.range.begin, end);
+  ring.WaitFor(i);
+  if (visible == 0) return;
+  const uint32_t keys = SharedAddress(ring.Keys(i)), values = SharedAddress(ring.Values(i));
+  if (first + kPositions >= end) {
+    if (added != nullptr) {
+      PatchTiles(*added, (end - 1) % kPageTokens, ring.Keys(i), ring.Values(i));
+    }
+    ZeroRows<kDim>(values, own + end - first, own + kPositions);
+    __syncwarp();  // The row and the zeros are there for all lanes.
   }
-  // A row that sees nothing is one part: zeros.
-  __device__ bool there() const { return row >= 0 && split < max(splits, 1); }
+  state->Advance(keys, values, own, visible, scale * kLog2E);
+}
 
-  int64_t row;
-  VisibleRange range;
-  int split, splits, kv_head, head, count, first_page, pages;
+__device__ void WriteQuad(float* to, const float4& value, float sum) {
+  to[0] = value.x / sum;
+  to[1] = value.y / sum;
+  to[2] = value.z / sum;
+  to[3] = value.w / sum;
+}
+
+// Where the parts of a block go, one after the other; by the four warps.
+template <int kDim>
+class PartSink {
+ public:
+  static constexpr int kThreadQuads = kTileHeads * kDim / 4 / kThreads;
+
+  // `merged` [8 * kDim / 4] and `so_far` [2] are for a block that has all parts of its row.
+  __device__ PartSink(const AttentionArgs& args, const PartialResults& partial,
+                      const DecodeWork& work, const ClusterParts& cluster, float4* merged,
+                      float2 (*so_far)[kTileHeads])
+      : args_(args),
+        partial_(partial),
+        work_(work),
+        cluster_(cluster),
+        merged_(merged),
+        so_far_(so_far) {}
+
+  __device__ void Take(int split, const WarpResults<kDim>& results, const float2* stats) {
+    if (cluster_.there) cluster_.SendStats(split, stats);
+#pragma unroll
+    for (int n = 0; n < kThreadQuads; ++n) {
+      const int quad = static_cast<int>(threadIdx.x) + n * kThreads;
+      if (quad >= work_.count * (kDim / 4)) continue;
+      const int head = quad / (kDim / 4), element = quad % (kDim / 4) * 4;
+      const WarpWeights weights(stats, head);
+      const float4 value = results.Merged(head, element, weights);
+      if (cluster_.there) {
+        cluster_.Send(split, quad, value);
+      } else if (work_.blocks == 1) {
+        Merge(split, quad, value, weights.part);
+      } else {
+        const int64_t index =
+            partial_.Index(static_cast<int>(blockIdx.z), work_.head + head, split);
+        *reinterpret_cast<float4*>(partial_.values + index * kDim + element) = value;
+        if (element == 0) partial_.stats[index] = weights.part;
+      }
+    }
+  }
+
+ private:
+  // The block has all parts: the last one completes the row. Max and sum of a head so far change
+  // places with each part, as other threads still read them.
+  __device__ void Merge(int split, int quad, float4 value, const float2& part) {
+    const int head = quad / (kDim / 4);
+    MergedParts merged;
+    float4 before = {};
+    if (split > 0) {
+      merged = {so_far_[split % 2][head].x, so_far_[split % 2][head].y};
+      before = merged_[quad];
+    }
+    value = WithPart(before, value, merged.Add(part));
+    if (split < work_.splits - 1) {
+      merged_[quad] = value;
+      if (quad % (kDim / 4) == 0) so_far_[1 - split % 2][head] = {merged.max, merged.sum};
+    } else {
+      WriteQuad(args_.out + work_.row * args_.out_stride + int64_t{work_.head} * kDim + quad * 4,
+                value, merged.sum);
+    }
+  }
+
+  const AttentionArgs& args_;
+  const PartialResults& partial_;
+  const DecodeWork& work_;
+  const ClusterParts& cluster_;
+  float4* const merged_;
+  float2 (*const so_far_)[kTileHeads];  // [2]
 };
 
-// A warp's 16 positions of every page of the block. `added`, if any, is the last position.
-template <typename T, int kDim>
-__device__ void AttendPages(const DecodeWork& work, float scale, const NewRow<T, kDim>* added,
-                            DecodeRing<kDim>* ring, DecodeWarp<T, kDim>* state) {
-  const int warp = threadIdx.x / kWarp;
-  for (int i = 0; i < work.pages; ++i) {
-    const int first = (work.first_page + i) * kPageTokens + warp * kPositions;
-    const uint32_t visible = VisibleBits(first, work.range.begin, work.range.end);
-    ring->WaitFull(i);
-    const uint32_t v = SharedAddress(ring->Values(i));
-    if (added != nullptr && i == work.pages - 1) {
-      PatchTiles(*added, (work.range.end - 1) % kPageTokens, ring->Keys(i), ring->Values(i));
+// The block's slice of a row whose parts come from the blocks of the cluster.
+template <int kDim>
+__device__ void WriteSlice(const AttentionArgs& args, const DecodeWork& work,
+                           const ClusterParts& parts) {
+  const int begin = work.block * parts.slice;
+  const int i = static_cast<int>(threadIdx.x);
+  WaitForBlocks(parts.arrived, 0);  // Also where nothing is left to write.
+  for (int at = i; at < parts.slice && begin + at < parts.quads; at += kThreads) {
+    const int quad = begin + at, head = quad / (kDim / 4);
+    MergedParts merged;
+    float4 value = {};
+#pragma unroll
+    for (int s = 0; s < kClusterSplitsMax; ++s) {
+      if (s >= parts.splits) continue;
+      const auto weights = merged.Add(parts.stats[s][head]);
+      value = WithPart(value, parts.values[s * parts.slice + at], weights);
     }
-    if (first + kPositions > work.range.end) {
-      ZeroTileRows(v, kDim / kPanelElements, warp * kPositions + max(work.range.end - first, 0),
-                   threadIdx.x % kWarp, kWarp);
-      __syncwarp();  // The zeros are there for all lanes.
-    }
-    if (visible != 0) {
-      state->Advance(SharedAddress(ring->Keys(i)), v, warp * kPositions, visible, scale * kLog2E);
-    }
-    ring->Release(i);
+    WriteQuad(args.out + work.row * args.out_stride + int64_t{work.head} * kDim + quad * 4, value,
+              merged.sum);
   }
 }
 
+// The block's pages, part by part, and its results.
 template <typename T, int kDim>
-__global__ void __launch_bounds__((kWarps + 1) * kWarp)
-    DecodeKernel(const __grid_constant__ AttentionArgs args, const PartialResults partial,
-                 const __grid_constant__ QkRopeAppendArgs append) {
-  using Ring = DecodeRing<kDim>;
+__device__ void Attend(const AttentionArgs& args, const PartialResults& partial,
+                       const DecodeWork& work, const ClusterParts& cluster,
+                       const NewRow<T, kDim>* added, DecodeRing<kDim>* ring,
+                       DecodeMemory<T, kDim>* memory) {
+  DecodeWarp<T, kDim> state;
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k) memory->queries.LoadA(state.q[k], k);
+  if (cluster.there) ArriveAtCluster();  // What others send may take the queries' place.
+  PartSink<kDim> sink(args, partial, work, cluster, memory->merged, memory->part_stats);
+  for (int page = 0, split = work.first_split;; ++split) {
+    const int end = min(page + work.per_split, work.pages);
+    state.Reset();
+    for (; page < end; ++page) {
+      AttendPage(work, page, args.scale, added, *ring, &state);
+      if (page + 1 < end) ring->template Release<T>(args, work.kv_head, page);
+    }
+    __syncwarp();  // The warp has read its keys: results take their place.
+    const WarpResults<kDim> results = {ring->Keys(page - 1)};
+    results.Store(state, work.count, memory->stats[threadIdx.x / kWarp]);
+    // All blocks of the cluster are there to be sent to.
+    if (cluster.there && split == work.first_split) WaitForCluster();
+    __syncthreads();  // The results of all warps are there.
+    sink.Take(split, results, memory->stats[0]);
+    if (page == work.pages) break;
+    __syncthreads();  // They are read.
+    FenceSharedProxies();
+    ring->template Release<T>(args, work.kv_head, page - 1);
+  }
+  if (cluster.there) WriteSlice<kDim>(args, work, cluster);
+}
+
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kThreads)
+    DecodeKernel(const __grid_constant__ AttentionArgs args,
+                 const __grid_constant__ PartialResults partial,
+                 const __grid_constant__ QkRopeAppendArgs append, bool together) {
   extern __shared__ std::byte shared[];
-  __shared__ uint64_t barriers[2 * Ring::kStages];
-  // First the queries, in the end the block's part of the result.
-  __shared__ MergedHeads<kDim> merged;
-  __shared__ NewRow<T, kDim> added;
-  __shared__ float key[kDim];
-  __shared__ float2 stats[kWarps][kTileHeads];
-  const bool appends = append.q != nullptr;
+  __shared__ DecodeMemory<T, kDim> memory;
   LetNextStart();
+  const bool appends = append.q != nullptr;
   // The pages of a row that is appended here are of earlier steps: they are fetched ahead, as are
   // lists and tables, which no kernel writes.
   if (!appends) WaitForEarlier();
   const AttentionSegment segment = args.segments[blockIdx.z];
-  const DecodeWork work(args, segment);
+  const DecodeWork work(args, segment, partial.spread);
   if (!work.there()) return WaitForEarlier();
   if (work.splits == 0) {
     WaitForEarlier();
     return WriteZeros(args, work.row, work.head, work.count);
   }
 
-  Ring ring(shared, barriers);
-  if (threadIdx.x == 0) ring.Init(kWarps);
-  __syncthreads();  // The barriers are ready.
-  const int warp = threadIdx.x / kWarp;
-  float* const values = reinterpret_cast<float*>(ring.tiles);  // [warp][8][kDim], in the end.
-  if (warp == kWarps) {
-    if (threadIdx.x % kWarp == 0) {
-      ring.template Produce<T>(args, segment.page_table, work.first_page, work.pages, work.kv_head);
-    }
-    __syncwarp();
-    __syncthreads();  // As below: every tile is used up.
-  } else {
-    DecodeWarp<T, kDim> state;
-    WaitForEarlier();
-    // Every block that reads the new position writes it: the same bytes.
-    const bool adds = appends && work.split == work.splits - 1 &&
-                      (work.range.end - 1) % kPageTokens / kPositions == warp;
-    if (adds) AppendRow<T, kDim>(append, work.row, work.kv_head, key, &added);
-    const float* queries = args.q + work.row * args.q_stride + int64_t{work.head} * kDim;
-    if (appends) {
-      PrepareQueries<kDim>(append, work.row, work.head, work.count, merged.values);
-      queries = merged.values;
-    }
-    state.LoadQuery(queries, work.count);
-    AttendPages<T, kDim>(work, args.scale, adds ? &added : nullptr, &ring, &state);
-    __syncthreads();  // Every tile is used up: results go where they were.
-    state.Store(values + warp * kTileHeads * kDim, stats[warp]);
-  }
-  __syncthreads();  // The results of all warps are there.
-  const bool clustered = cooperative_groups::this_cluster().num_blocks() > 1 && work.splits > 1;
-  const PartialResults here = {
-      .values = merged.values, .stats = merged.stats, .splits = 1, .heads = kTileHeads};
-  StoreMerged(args, clustered ? here : partial, values, stats[0],
-              {.warps = kWarps,
-               .count = work.count,
-               .stride = kTileHeads,
-               .segment = clustered ? 0 : static_cast<int>(blockIdx.z),
-               .head = clustered ? 0 : work.head,
-               .split = clustered ? 0 : work.split,
-               .splits = work.splits,
-               .row = work.row});
-  if (clustered) {
-    WriteFromCluster<kDim>(args, &merged, work.row, work.head, work.count, work.splits);
-  }
+  DecodeRing<kDim> ring(shared, memory.barriers, segment.page_table + work.first_page, work.pages);
+  if (threadIdx.x % kWarp == 0) ring.Init();
+  ring.template Start<T>(args, work.kv_head);
+  const ClusterParts cluster(together, work, kDim / 4, memory.parts, memory.part_stats,
+                             &memory.arrived);
+  if (cluster.there && threadIdx.x == 0) cluster.Init(work.block);
+  const QueryPreparer<T, kDim> preparer(args, append, work, &memory.queries);
+  __syncthreads();  // Barriers, norms and zeros are there.
+  if (appends) WaitForEarlier();
+  preparer.Run(&memory.added);
+  __syncthreads();  // The queries and the new row are there.
+  Attend(args, partial, work, cluster, appends && work.last() ? &memory.added : nullptr, &ring,
+         &memory);
 }
 
 // Blocks of the heads of one part of a row.
@@ -349,16 +263,15 @@ absl::Status LaunchForm(const AttentionLaunch& launch) {
       DecodeKernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   MS_CUDA_RETURN_IF_ERROR(kAllowed);
   const AttentionArgs& args = launch.args;
-  const auto splits = static_cast<unsigned>(launch.partial.splits);
-  const dim3 grid(static_cast<unsigned>(HeadTiles(args)), splits,
-                  static_cast<unsigned>(args.segments.size()));
+  const auto blocks = static_cast<unsigned>(launch.decode.blocks);
   return Launch("PagedAttention, decode", DecodeKernel<T, kDim>,
-                {.grid = grid,
-                 .block = (kWarps + 1) * kWarp,
+                {.grid = {static_cast<unsigned>(HeadTiles(args)), blocks,
+                          static_cast<unsigned>(args.segments.size())},
+                 .block = kThreads,
                  .shared_bytes = kBytes,
-                 .cluster = {1, MergesInCluster(args, launch.partial.splits) ? splits : 1, 1}},
+                 .cluster = {1, launch.decode.together ? blocks : 1, 1}},
                 static_cast<cudaStream_t>(launch.stream), args, launch.partial,
-                launch.append ? *args.append : QkRopeAppendArgs{});
+                launch.append ? *args.append : QkRopeAppendArgs{}, launch.decode.together);
 }
 
 template <typename T>
@@ -372,14 +285,26 @@ absl::Status LaunchOfType(const AttentionLaunch& launch) {
 
 }  // namespace
 
-bool IsSmallDecode(const AttentionArgs& args, int splits) {
-  constexpr int64_t kBlocksMax = 2 * 132;
-  return static_cast<int64_t>(args.segments.size()) * HeadTiles(args) * splits <= kBlocksMax;
-}
-
-bool MergesInCluster(const AttentionArgs& args, int splits) {
-  return splits > 1 && splits <= kClusterSplitsMax && IsSmallDecode(args, splits) &&
-         HasTensorCoreForm(args.kv_dtype, args.head_dim);
+DecodePlan PlanDecode(const AttentionArgs& args, int pages) {
+  // What a device of 132 multiprocessors takes at once, two blocks each: its groups of
+  // multiprocessors have no room for that many clusters of four or eight.
+  constexpr int64_t kBlocksMax = 264, kClusteredMax = 240;
+  const int64_t heads = static_cast<int64_t>(args.segments.size()) * HeadTiles(args);
+  const int splits = std::max(SplitCountMax(pages), 1);
+  const bool together = splits <= kClusterSplitsMax;
+  const int group = std::min(args.heads / args.kv_heads, kTileHeads);
+  const int most = together ? std::min(kSentHeads / group, kClusterSplitsMax / 2) : kClusterParts;
+  for (int spread = 1; spread <= most; spread *= 2) {
+    const int blocks = (splits + spread - 1) / spread;
+    if (heads * blocks > (together && blocks > 2 ? kClusteredMax : kBlocksMax)) continue;
+    return {.spread = spread, .blocks = blocks, .together = together, .prepares = true};
+  }
+  const int parts = PartsOfBlock(pages, 0);
+  const int blocks = ((together ? kClusterSplitsMax : kSplitsMax) + parts - 1) / parts;
+  return {.spread = 0,
+          .blocks = blocks,
+          .together = together,
+          .prepares = blocks == 1 || heads * blocks <= kBlocksMax};
 }
 
 bool HasTensorCoreForm(KvDType type, int32_t head_dim) {

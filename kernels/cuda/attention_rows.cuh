@@ -28,6 +28,26 @@ __device__ inline float PartWeight(float max, float largest) {
   return max == -INFINITY ? 0.0f : exp2f(max - largest);
 }
 
+// The parts of a row, merged in their order: the same bits wherever that happens.
+struct MergedParts {
+  float max = -INFINITY, sum = 0;
+
+  struct Weights {
+    float before, part;
+  };
+  // Adds a part of that max and sum. Its values count with weight `part` beside all before.
+  __device__ Weights Add(float2 stats) {
+    const float largest = fmaxf(max, stats.x);
+    const Weights weights = {PartWeight(max, largest), PartWeight(stats.x, largest)};
+    max = largest;
+    sum = fmaf(stats.y, weights.part, sum * weights.before);
+    return weights;
+  }
+};
+__device__ inline float WithPart(float value, float part, const MergedParts::Weights& weights) {
+  return fmaf(part, weights.part, value * weights.before);
+}
+
 // Merges what the warps of a block have of `count` heads from `head` on and stores it, as part
 // `split` of `splits`: values [warp][stride][d] relative to stats [warp][stride] in shared memory.
 // By all of the block's threads, after a barrier.

@@ -35,7 +35,7 @@ TEST_F(AttentionCudaTest, DecodeRowsAgreeWithTheOracle) {
   for (const AttentionShape& shape : shapes) {
     for (KvDType type : kTypes) {
       CudaSequence sequence(shape, type, 1030, 7);
-      for (int32_t position : {0, 1, 15, 16, 63, 64, 200, 255, 256, 300, 1029}) {
+      for (int32_t position : {0, 1, 15, 16, 63, 64, 127, 128, 200, 255, 256, 300, 1023, 1029}) {
         const auto out = sequence.Run(position, position + 1, 0);
         EXPECT_LT(LargestError(out.data(), sequence.Expected(position, 0, false)), kDecodeBound)
             << "d " << shape.dim << " heads " << shape.heads << " type " << static_cast<int>(type)
@@ -143,28 +143,38 @@ struct DecodedRow {
   std::vector<std::byte> pages;
 };
 
-DecodedRow DecodeRow(const AttentionShape& shape, KvDType type, int32_t length, bool together) {
-  const CudaSequence sequence(shape, type, length, 11);
+struct DecodeCase {
+  AttentionShape shape;
+  int32_t length;
+  int32_t window = 0;
+  bool normed = true;
+  bool interleaved = false;
+};
+
+DecodedRow DecodeRow(const DecodeCase& c, KvDType type, bool together) {
+  const AttentionShape& shape = c.shape;
+  const CudaSequence sequence(shape, type, c.length, 11);
   Numbers numbers(12);
   const auto dim = static_cast<size_t>(shape.dim);
   const DeviceArray<float> q(numbers.Normals(sequence.Width())),
       k(numbers.Normals(sequence.KvWidth())), v(numbers.Normals(sequence.KvWidth())),
       q_norm(numbers.Normals(dim)), k_norm(numbers.Normals(dim)), cos(numbers.Normals(dim / 2)),
       sin(numbers.Normals(dim / 2)), out(sequence.Width());
-  const DeviceArray<int32_t> page(std::vector<int32_t>{sequence.PageOf(length - 1)}),
-      offset(std::vector<int32_t>{(length - 1) % kPageTokens});
+  const DeviceArray<int32_t> page(std::vector<int32_t>{sequence.PageOf(c.length - 1)}),
+      offset(std::vector<int32_t>{(c.length - 1) % kPageTokens});
   const QkRopeAppendArgs append = {.q = q.data(),
                                    .q_stride = static_cast<int64_t>(sequence.Width()),
                                    .k = k.data(),
                                    .k_stride = static_cast<int64_t>(sequence.KvWidth()),
                                    .v = v.data(),
                                    .v_stride = static_cast<int64_t>(sequence.KvWidth()),
-                                   .q_norm = q_norm.data(),
-                                   .k_norm = k_norm.data(),
+                                   .q_norm = c.normed ? q_norm.data() : nullptr,
+                                   .k_norm = c.normed ? k_norm.data() : nullptr,
                                    .norm_eps = 1e-6f,
                                    .cos = cos.data(),
                                    .sin = sin.data(),
-                                   .rotary_dim = shape.dim,
+                                   .rotary_dim = c.normed ? shape.dim : shape.dim / 4 * 2,
+                                   .interleaved = c.interleaved,
                                    .rows = 1,
                                    .page_of_row = page.data(),
                                    .offset_of_row = offset.data(),
@@ -173,15 +183,23 @@ DecodedRow DecodeRow(const AttentionShape& shape, KvDType type, int32_t length, 
                                    .heads = shape.heads,
                                    .kv_heads = shape.kv_heads,
                                    .head_dim = shape.dim};
-  AttentionArgs args = sequence.Args(q.data(), out.data(), 0);
+  AttentionArgs args = sequence.Args(q.data(), out.data(), c.window);
   args.append = &append;
   if (!together) {
     EXPECT_TRUE(CudaBackend()->qk_rope_append(append, {}).ok());
     args.append = nullptr;
   }
   CudaSequence::RunSegments(
-      &args, {{.row_count = 1, .kv_len = length, .page_table = sequence.device_table()}});
+      &args, {{.row_count = 1, .kv_len = c.length, .page_table = sequence.device_table()}});
   return {out.Read(), sequence.device_pages().Read()};
+}
+
+void ExpectTogetherAsApart(const DecodeCase& c, KvDType type) {
+  const DecodedRow apart = DecodeRow(c, type, false), together = DecodeRow(c, type, true);
+  EXPECT_TRUE(SameBits(apart.out.data(), together.out.data(), apart.out.size()))
+      << "d " << c.shape.dim << " heads " << c.shape.heads << " type " << static_cast<int>(type)
+      << " length " << c.length << " window " << c.window;
+  EXPECT_EQ(apart.pages, together.pages) << "d " << c.shape.dim << " length " << c.length;
 }
 
 TEST_F(AttentionCudaTest, ARowAppendedByAttentionIsAsIfAppendedBefore) {
@@ -189,12 +207,78 @@ TEST_F(AttentionCudaTest, ARowAppendedByAttentionIsAsIfAppendedBefore) {
        {AttentionShape{9, 3, 64}, AttentionShape{8, 2, 128}, AttentionShape{28, 1, 64},
         AttentionShape{3, 1, 256}, AttentionShape{4, 2, 40}}) {
     for (KvDType type : kTypes) {
-      for (int32_t length : {1, 64, 65, 256, 257, 900, 3000}) {
-        const DecodedRow apart = DecodeRow(shape, type, length, false);
-        const DecodedRow together = DecodeRow(shape, type, length, true);
-        EXPECT_TRUE(SameBits(apart.out.data(), together.out.data(), apart.out.size()))
-            << "d " << shape.dim << " type " << static_cast<int>(type) << " length " << length;
-        EXPECT_EQ(apart.pages, together.pages) << "d " << shape.dim << " length " << length;
+      for (int32_t length : {1, 64, 65, 128, 129, 257, 900, 1025, 3000, 4097}) {
+        ExpectTogetherAsApart({.shape = shape, .length = length}, type);
+      }
+    }
+  }
+}
+
+void ExpectTogetherAsApartInEveryGroup(int32_t dim) {
+  for (int32_t group = 1; group <= 9; ++group) {
+    const AttentionShape shape = {group * 2, 2, dim};
+    for (int32_t length : {200, 1000}) {
+      ExpectTogetherAsApart({.shape = shape, .length = length, .normed = false}, KvDType::kBF16);
+      ExpectTogetherAsApart({.shape = shape, .length = length, .window = 150, .interleaved = true},
+                            KvDType::kF16);
+    }
+  }
+}
+TEST_F(AttentionCudaTest, ARowAppendedByAttentionIsSoInEveryGroupOf64) {
+  ExpectTogetherAsApartInEveryGroup(64);
+}
+TEST_F(AttentionCudaTest, ARowAppendedByAttentionIsSoInEveryGroupOf128) {
+  ExpectTogetherAsApartInEveryGroup(128);
+}
+TEST_F(AttentionCudaTest, ARowAppendedByAttentionIsSoInEveryGroupOf256) {
+  ExpectTogetherAsApartInEveryGroup(256);
+}
+
+// The row at `position` as each of so many rows of a call whose bound is `kv_len_max`.
+std::vector<float> RunCopies(const CudaSequence& sequence, int32_t position, int32_t copies,
+                             int32_t kv_len_max, int32_t window) {
+  const size_t width = sequence.Width();
+  const auto row =
+      sequence.q().begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(position) * width);
+  std::vector<float> q;
+  std::vector<AttentionSegment> segments;
+  for (int32_t i = 0; i < copies; ++i) {
+    q.insert(q.end(), row, row + static_cast<std::ptrdiff_t>(width));
+    segments.push_back({.row_begin = i,
+                        .row_count = 1,
+                        .kv_len = position + 1,
+                        .page_table = sequence.device_table()});
+  }
+  const DeviceArray<float> dq(q), out(q.size());
+  AttentionArgs args = sequence.Args(dq.data(), out.data(), window);
+  args.kv_len_max = kv_len_max;
+  CudaSequence::RunSegments(&args, segments);
+  return out.Read();
+}
+
+// One row has a block a part, few rows two or four parts a block, many rows as many as make up a
+// block's work; under a larger bound parts meet in memory, else in a cluster or in a block.
+TEST_F(AttentionCudaTest, ARowHasTheSameBitsInEveryFormOfTheLaunch) {
+  for (const AttentionShape& shape :
+       {AttentionShape{8, 2, 128}, AttentionShape{9, 3, 64}, AttentionShape{3, 1, 256}}) {
+    const CudaSequence sequence(shape, KvDType::kBF16, 4300, 13);
+    const size_t width = sequence.Width();
+    for (int32_t position : {0, 127, 128, 700, 1023, 1024, 1500, 4095, 4096, 4299}) {
+      for (int32_t window : {0, 1000}) {
+        const auto alone = sequence.Run(position, position + 1, window);
+        EXPECT_LT(LargestError(alone.data(), sequence.Expected(position, window, false)),
+                  kDecodeBound)
+            << "d " << shape.dim << " position " << position << " window " << window;
+        for (int32_t copies : {1, 12, 20, 40, 140}) {
+          for (int32_t bound : {0, 40000}) {
+            const auto all = RunCopies(sequence, position, copies, bound, window);
+            for (int32_t i = 0; i < copies; ++i) {
+              ASSERT_TRUE(SameBits(&all[static_cast<size_t>(i) * width], alone.data(), width))
+                  << "d " << shape.dim << " position " << position << " window " << window
+                  << " row " << i << " of " << copies << " bound " << bound;
+            }
+          }
+        }
       }
     }
   }
