@@ -58,6 +58,7 @@ const char* KvDTypeName(KvDType type) {
     case KvDType::kF32: return "F32";
     case KvDType::kF16: return "F16";
     case KvDType::kBF16: return "BF16";
+    case KvDType::kE4m3: return "F8_E4M3";
   }
   return "";
 }

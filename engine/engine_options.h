@@ -9,7 +9,7 @@ namespace morphserve {
 
 enum class WeightsDType : uint8_t { kNative, kBF16, kF32, kFp8 };
 enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
-enum class KvCacheDType : uint8_t { kAuto, kF32, kF16, kBF16 };
+enum class KvCacheDType : uint8_t { kAuto, kF32, kF16, kBF16, kFp8 };
 
 struct EngineOptions {
   DeviceKind device = DeviceKind::kAuto;

@@ -43,6 +43,7 @@ KvDType ResolveKvDType(const EngineOptions& options, const DevicePlace& place) {
     case KvCacheDType::kF32: return KvDType::kF32;
     case KvCacheDType::kF16: return KvDType::kF16;
     case KvCacheDType::kBF16: return KvDType::kBF16;
+    case KvCacheDType::kFp8: return KvDType::kE4m3;
     case KvCacheDType::kAuto: break;
   }
   if (options.weights_dtype == WeightsDType::kF32) return KvDType::kF32;
@@ -121,6 +122,10 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   MS_ASSIGN_OR_RETURN(const int32_t context, ResolveContext(checkpoint, options));
   const ModelConfig& config = checkpoint.config;
   const KvDType kv_dtype = ResolveKvDType(options, place);
+  if (kv_dtype == KvDType::kE4m3 && !place.on_device()) {
+    return absl::InvalidArgumentError(
+        "cache.kv_dtype is fp8, which needs a CUDA device; auto, f32, f16 and bf16 run on the CPU");
+  }
   const BranchesRanking* ranking = branches == nullptr ? nullptr : DefaultRanking(*branches);
   MS_ASSIGN_OR_RETURN(const std::vector<LayerKind> kinds,
                       ParseKinds(options.active_plan, ranking, config.layers));

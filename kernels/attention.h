@@ -11,7 +11,7 @@
 //              whose last row sees kv_len positions (its position is kv_len - 1).
 // Pages        Layout of kernels/qk_rope_append.h; page_table[i] is the page of positions
 //              64 i .. 64 i + 63 in units of kArenaUnitBytes.
-// Dtypes       q, out: f32. Pages: KvDType. Accumulation f32.
+// Dtypes       q, out: f32. Pages: KvDType; the CPU refuses kE4m3. Accumulation f32.
 // Aliasing     out may not overlap q or pages.
 // Padding      row_count == 0 does nothing; a segment with kv_len == 0 writes zeros. Rows of no
 //              segment are not written. Row r of a segment is row_list[row_begin + r] when a list

@@ -10,7 +10,8 @@
 //              (transposed: 64 positions contiguous), then V as [kv_heads][64][d]. The page of a
 //              row is kv_base + page_of_row[row] * kArenaUnitBytes; its place in it is
 //              offset_of_row[row] (0..63).
-// Dtypes       q, k, v, norms, cos, sin: f32. Pages: KvDType.
+// Dtypes       q, k, v, norms, cos, sin: f32. Pages: KvDType, rounded to nearest even; kE4m3, which
+//              the CPU refuses, takes what is beyond 448 as 448.
 // Aliasing     q is updated in place (k too).
 // Padding      rows == 0 does nothing; page_of_row[row] == -1 skips the row entirely.
 //              A row list (optional) names the rows to treat; -1 entries are skipped.

@@ -19,13 +19,13 @@
 namespace morphserve::kernels {
 
 struct SlotShape {
-  int32_t heads = 0;     // Heads of the recurrent state; 0: no state and no convolution.
-  int32_t head_dim = 0;  // Of keys and values, in the state and in the window.
-  int32_t conv_taps = 0;  // 0: no convolution; 1 remembers nothing.
-  int32_t kv_heads = 0;   // Of the window.
-  int32_t window = 0;     // Positions; 0: no window.
-  int32_t sinks = 0;      // First positions that are kept for ever.
-  KvDType dtype = KvDType::kF16;
+  int32_t heads = 0;              // Heads of the recurrent state; 0: no state and no convolution.
+  int32_t head_dim = 0;           // Of keys and values, in the state and in the window.
+  int32_t conv_taps = 0;          // 0: no convolution; 1 remembers nothing.
+  int32_t kv_heads = 0;           // Of the window.
+  int32_t window = 0;             // Positions; 0: no window.
+  int32_t sinks = 0;              // First positions that are kept for ever.
+  KvDType dtype = KvDType::kF16;  // Never kE4m3.
 };
 
 struct SlotLayout {

@@ -183,6 +183,7 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   options.kv_dtype = kv == "f32"    ? KvCacheDType::kF32
                      : kv == "f16"  ? KvCacheDType::kF16
                      : kv == "bf16" ? KvCacheDType::kBF16
+                     : kv == "fp8"  ? KvCacheDType::kFp8
                                     : KvCacheDType::kAuto;
   options.device = config.device.kind == "cpu"    ? DeviceKind::kCpu
                    : config.device.kind == "cuda" ? DeviceKind::kCuda

@@ -87,7 +87,7 @@ struct ServerConfig {
 
   struct Cache {
     int64_t arena_bytes = 0;  // 0: auto.
-    std::string kv_dtype;     // auto | f32 | f16 | bf16.
+    std::string kv_dtype;     // auto | f32 | f16 | bf16 | fp8.
     bool prefix = true;
     double snapshot_share_max = 0;
     int32_t snapshots_per_path = 0;

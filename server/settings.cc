@@ -130,8 +130,9 @@ constexpr SettingField kTable[] = {
      "memory for KV and states; auto: a quarter of the memory, at most 4GiB; what a device has "
      "left",
      MS_AT(cache.arena_bytes)},
-    {"cache.kv_dtype", Kind::kChoice, "auto", 0, 0, "auto|f32|f16|bf16",
-     "KV element; auto: f16, on a device bf16, f32 with model.weights_dtype f32",
+    {"cache.kv_dtype", Kind::kChoice, "auto", 0, 0, "auto|f32|f16|bf16|fp8",
+     "KV element; auto: f16, on a device bf16, f32 with model.weights_dtype f32; fp8 (e4m3, scale "
+     "1) needs a CUDA device",
      MS_AT(cache.kv_dtype)},
     {"cache.prefix", Kind::kBool, "true", 0, 0, "",
      "keep what was computed for prompts and answers, for those that begin alike",

@@ -86,7 +86,8 @@ kernels::SlotShape MakeSlotShape(const BranchesConfig& config, const ModelConfig
           .kv_heads = config.has_window() ? model.kv_heads : 0,
           .window = config.window,
           .sinks = config.sinks,
-          .dtype = dtype};
+          // A state that is written over and over, or a window of few rows, is not worth e4m3.
+          .dtype = dtype == KvDType::kE4m3 ? KvDType::kBF16 : dtype};
 }
 
 absl::StatusOr<BranchesHeader> OpenBranches(std::string_view source, const ModelConfig& model) {

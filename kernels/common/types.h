@@ -78,8 +78,12 @@ constexpr bool IsPlainFloat(DType type) {
 }
 
 // Element type of K and V in the cache.
-enum class KvDType : uint8_t { kF32, kF16, kBF16 };
-constexpr int32_t KvDTypeBytes(KvDType type) { return type == KvDType::kF32 ? 4 : 2; }
+// kE4m3, of pages on CUDA alone, has no scale: values beyond 448 become 448.
+enum class KvDType : uint8_t { kF32, kF16, kBF16, kE4m3 };
+constexpr int32_t KvDTypeBytes(KvDType type) {
+  if (type == KvDType::kE4m3) return 1;
+  return type == KvDType::kF32 ? 4 : 2;
+}
 
 // KV positions in a page; the numeric grid of prefill; positions in one attention block.
 inline constexpr int32_t kPageTokens = 64;

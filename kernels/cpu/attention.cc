@@ -222,6 +222,9 @@ absl::Status CheckSegment(const AttentionSegment& segment, size_t number) {
 }
 
 absl::Status CheckShape(const AttentionArgs& args) {
+  if (args.kv_dtype == KvDType::kE4m3) {
+    return absl::InvalidArgumentError("pages of e4m3 are not supported on the CPU");
+  }
   if (args.head_dim < 1 || args.head_dim > kHeadDimMax) {
     return absl::InvalidArgumentError(
         absl::StrFormat("head_dim %d is outside 1..%d", args.head_dim, kHeadDimMax));

@@ -159,6 +159,7 @@ void AttendBlockTarget(const AttentionBlock& block) {
     case KvDType::kF32: AttendBlockOf<float>(block); break;
     case KvDType::kF16: AttendBlockOf<hwy::float16_t>(block); break;
     case KvDType::kBF16: AttendBlockOf<hwy::bfloat16_t>(block); break;
+    case KvDType::kE4m3: break;  // Refused before.
   }
 }
 

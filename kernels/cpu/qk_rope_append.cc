@@ -25,8 +25,8 @@ HWY_INLINE void AppendRow(const QkRopeAppendArgs& args, const float* k, const fl
   const auto dim = static_cast<size_t>(args.head_dim);
   const auto kv_heads = static_cast<size_t>(args.kv_heads);
   constexpr auto kTokens = static_cast<size_t>(kPageTokens);
-  T* const k_page = reinterpret_cast<T*>(page);                 // [kv_heads][d][64]
-  T* const v_page = k_page + kv_heads * dim * kTokens;          // [kv_heads][64][d]
+  T* const k_page = reinterpret_cast<T*>(page);         // [kv_heads][d][64]
+  T* const v_page = k_page + kv_heads * dim * kTokens;  // [kv_heads][64][d]
   T narrow[256];
   for (size_t head = 0; head < kv_heads; ++head) {
     Narrow(k + head * dim, dim, narrow);
@@ -59,6 +59,7 @@ void QkRopeAppendRow(const QkRopeAppendArgs& args, int32_t row) {
     case KvDType::kF32: AppendRow<float>(args, k, v, destination, offset); break;
     case KvDType::kF16: AppendRow<hwy::float16_t>(args, k, v, destination, offset); break;
     case KvDType::kBF16: AppendRow<hwy::bfloat16_t>(args, k, v, destination, offset); break;
+    case KvDType::kE4m3: break;  // Refused before.
   }
 }
 
@@ -79,6 +80,9 @@ absl::Status Check(const QkRopeAppendArgs& args) {
   if (args.rows < 0) {
     return absl::InvalidArgumentError(absl::StrFormat("rows %d is negative", args.rows));
   }
+  if (args.kv_dtype == KvDType::kE4m3) {
+    return absl::InvalidArgumentError("pages of e4m3 are not supported on the CPU");
+  }
   if (args.head_dim < 1 || args.head_dim > kHeadDimMax) {
     return absl::InvalidArgumentError(
         absl::StrFormat("head_dim %d is outside 1..%d", args.head_dim, kHeadDimMax));
@@ -88,8 +92,8 @@ absl::Status Check(const QkRopeAppendArgs& args) {
         "rotary_dim %d is not an even number in 0..%d", args.rotary_dim, args.head_dim));
   }
   if (args.kv_heads < 1 || args.heads < 1 || args.heads % args.kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("heads %d is not a multiple of kv_heads %d",
-                                                      args.heads, args.kv_heads));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("heads %d is not a multiple of kv_heads %d", args.heads, args.kv_heads));
   }
   for (int32_t r = 0; r < args.rows; ++r) {
     const int32_t row = args.row_list == nullptr ? r : args.row_list[r];

@@ -144,6 +144,7 @@ void PrepareStripsTarget(const RecurrentWork& work, const MixerShare& share) {
       case KvDType::kF32: PrepareStrip<float>(work, segment, strip); break;
       case KvDType::kF16: PrepareStrip<hwy::float16_t>(work, segment, strip); break;
       case KvDType::kBF16: PrepareStrip<hwy::bfloat16_t>(work, segment, strip); break;
+      case KvDType::kE4m3: break;  // No slot has it.
     }
   }
 }

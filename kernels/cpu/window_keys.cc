@@ -186,6 +186,7 @@ void PrepareKeysTarget(const WindowWork& work, const MixerShare& share) {
       case KvDType::kF32: is_finite &= KeyWriter<float>(work, share, head).Run(); break;
       case KvDType::kF16: is_finite &= KeyWriter<hwy::float16_t>(work, share, head).Run(); break;
       case KvDType::kBF16: is_finite &= KeyWriter<hwy::bfloat16_t>(work, share, head).Run(); break;
+      case KvDType::kE4m3: break;  // No slot has it.
     }
   }
   if (!is_finite) MarkNonfinite(work.args->nonfinite, share.segment);

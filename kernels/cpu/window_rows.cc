@@ -283,6 +283,7 @@ void AttendRowsTarget(const WindowWork& work, const MixerShare& share,
     case KvDType::kF32: is_finite = AttendShare<float>(work, share, scratch); break;
     case KvDType::kF16: is_finite = AttendShare<hwy::float16_t>(work, share, scratch); break;
     case KvDType::kBF16: is_finite = AttendShare<hwy::bfloat16_t>(work, share, scratch); break;
+    case KvDType::kE4m3: break;  // No slot has it.
   }
   if (!is_finite) MarkNonfinite(work.args->nonfinite, share.segment);
 }

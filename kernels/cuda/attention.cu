@@ -195,7 +195,7 @@ absl::Status LaunchPlainAttention(const AttentionLaunch& launch) {
                   static_cast<unsigned>(args.heads * launch.partial.splits),
                   static_cast<unsigned>(args.segments.size()));
   absl::Status status;
-  WithCacheType(args.kv_dtype, [&](auto type) {
+  WithPageType(args.kv_dtype, [&](auto type) {
     status = Launch("PagedAttention, plain", PlainKernel<decltype(type)>,
                     {.grid = grid, .block = kPlainWarps * kWarp},
                     static_cast<cudaStream_t>(launch.stream), args, launch.partial);

@@ -19,8 +19,18 @@ namespace {
 
 constexpr int kThreads = kDecodeWarps * kWarp;
 
-template <int kDim>
-using DecodeRing = WarpRing<kDim, kDim == 64 ? 4 : 3, kDecodeWarps>;
+template <typename T, int kDim>
+struct DecodeShape {
+  static constexpr bool kIsByte = sizeof(T) == 1;
+  // Pages under way.
+  static constexpr int kStages = kDim == 64 ? (kIsByte ? 6 : 4) : 3;
+  // Blocks of a multiprocessor that registers must leave room for, where it matters: pages of e4m3
+  // are so soon there that their arithmetic needs more warps.
+  static constexpr int kBlocks = kIsByte && kDim == 128 ? 3 : 0;
+};
+
+template <typename T, int kDim>
+using DecodeRing = WarpRing<T, kDim, DecodeShape<T, kDim>::kStages, kDecodeWarps>;
 
 template <typename T, int kDim>
 struct DecodeMemory {
@@ -34,7 +44,7 @@ struct DecodeMemory {
   NewRow<T, kDim> added;
   float2 stats[kDecodeWarps][kTileHeads];
   float2 part_stats[kClusterSplitsMax][kTileHeads];  // Of the cluster; of a block alone, merged.
-  uint64_t barriers[DecodeRing<kDim>::kBarriers];
+  uint64_t barriers[DecodeRing<T, kDim>::kBarriers];
   uint64_t arrived;
 };
 
@@ -57,18 +67,18 @@ __device__ void PatchTiles(const NewRow<T, kDim>& from, int position, std::byte*
 }
 
 // Zeros in rows [begin, end) of a tile, by a warp.
-template <int kDim>
+template <typename T, int kDim>
 __device__ void ZeroRows(uint32_t tile, int begin, int end) {
-  constexpr int kPieces = kDim / 8;
+  constexpr int kPieces = kDim * sizeof(T) / sizeof(uint4);
   for (int i = threadIdx.x % kWarp; i < (end - begin) * kPieces; i += kWarp) {
-    StorePiece(PieceAddress(tile, begin + i / kPieces, i % kPieces), uint4{});
+    StorePiece(KvOperands<T>::PieceAt(tile, begin + i / kPieces, i % kPieces), uint4{});
   }
 }
 
 // The warp's 16 positions of page `i` of the block. `added`, if any, is the row's last position.
 template <typename T, int kDim>
 __device__ void AttendPage(const DecodeWork& work, int i, float scale, const NewRow<T, kDim>* added,
-                           const DecodeRing<kDim>& ring, DecodeWarp<T, kDim>* state) {
+                           const DecodeRing<T, kDim>& ring, DecodeWarp<T, kDim>* state) {
   const int own = static_cast<int>(threadIdx.x) / kWarp * kPositions;
   const int first = (work.first_page + i) * kPageTokens + own, end = work.range.end;
   const uint32_t visible = VisibleBits(first, work.range.begin, end);
@@ -79,7 +89,7 @@ __device__ void AttendPage(const DecodeWork& work, int i, float scale, const New
     if (added != nullptr) {
       PatchTiles(*added, (end - 1) % kPageTokens, ring.Keys(i), ring.Values(i));
     }
-    ZeroRows<kDim>(values, own + end - first, own + kPositions);
+    ZeroRows<T, kDim>(values, own + end - first, own + kPositions);
     __syncwarp();  // The row and the zeros are there for all lanes.
   }
   state->Advance(keys, values, own, visible, scale * kLog2E);
@@ -93,7 +103,7 @@ __device__ void WriteQuad(float* to, const float4& value, float sum) {
 }
 
 // Where the parts of a block go, one after the other; by the four warps.
-template <int kDim>
+template <typename T, int kDim>
 class PartSink {
  public:
   static constexpr int kThreadQuads = kTileHeads * kDim / 4 / kThreads;
@@ -109,7 +119,7 @@ class PartSink {
         merged_(merged),
         so_far_(so_far) {}
 
-  __device__ void Take(int split, const WarpResults<kDim>& results, const float2* stats) {
+  __device__ void Take(int split, const WarpResults<T, kDim>& results, const float2* stats) {
     if (cluster_.there) cluster_.SendStats(split, stats);
 #pragma unroll
     for (int n = 0; n < kThreadQuads; ++n) {
@@ -186,37 +196,37 @@ __device__ void WriteSlice(const AttentionArgs& args, const DecodeWork& work,
 template <typename T, int kDim>
 __device__ void Attend(const AttentionArgs& args, const PartialResults& partial,
                        const DecodeWork& work, const ClusterParts& cluster,
-                       const NewRow<T, kDim>* added, DecodeRing<kDim>* ring,
+                       const NewRow<T, kDim>* added, DecodeRing<T, kDim>* ring,
                        DecodeMemory<T, kDim>* memory) {
   DecodeWarp<T, kDim> state;
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) memory->queries.LoadA(state.q[k], k);
   if (cluster.there) ArriveAtCluster();  // What others send may take the queries' place.
-  PartSink<kDim> sink(args, partial, work, cluster, memory->merged, memory->part_stats);
+  PartSink<T, kDim> sink(args, partial, work, cluster, memory->merged, memory->part_stats);
   for (int page = 0, split = work.first_split;; ++split) {
     const int end = min(page + work.per_split, work.pages);
     state.Reset();
     for (; page < end; ++page) {
       AttendPage(work, page, args.scale, added, *ring, &state);
-      if (page + 1 < end) ring->template Release<T>(args, work.kv_head, page);
+      if (page + 1 < end) ring->Release(args, work.kv_head, page);
     }
-    __syncwarp();  // The warp has read its keys: results take their place.
-    const WarpResults<kDim> results = {ring->Keys(page - 1)};
+    __syncwarp();  // The warp has read its positions: results take their place.
+    const WarpResults<T, kDim> results = {ring->Keys(page - 1)};
     results.Store(state, work.count, memory->stats[threadIdx.x / kWarp]);
     // All blocks of the cluster are there to be sent to.
     if (cluster.there && split == work.first_split) WaitForCluster();
     __syncthreads();  // The results of all warps are there.
     sink.Take(split, results, memory->stats[0]);
     if (page == work.pages) break;
-    __syncthreads();  // They are read.
     FenceSharedProxies();
-    ring->template Release<T>(args, work.kv_head, page - 1);
+    __syncthreads();  // They are read, before what comes into their place.
+    ring->Release(args, work.kv_head, page - 1);
   }
   if (cluster.there) WriteSlice<kDim>(args, work, cluster);
 }
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, (DecodeShape<T, kDim>::kBlocks))
     DecodeKernel(const __grid_constant__ AttentionArgs args,
                  const __grid_constant__ PartialResults partial,
                  const __grid_constant__ QkRopeAppendArgs append, bool together) {
@@ -235,9 +245,10 @@ __global__ void __launch_bounds__(kThreads)
     return WriteZeros(args, work.row, work.head, work.count);
   }
 
-  DecodeRing<kDim> ring(shared, memory.barriers, segment.page_table + work.first_page, work.pages);
+  DecodeRing<T, kDim> ring(shared, memory.barriers, segment.page_table + work.first_page,
+                           work.pages);
   if (threadIdx.x % kWarp == 0) ring.Init();
-  ring.template Start<T>(args, work.kv_head);
+  ring.Start(args, work.kv_head);
   const ClusterParts cluster(together, work, kDim / 4, memory.parts, memory.part_stats,
                              &memory.arrived);
   if (cluster.there && threadIdx.x == 0) cluster.Init(work.block);
@@ -258,7 +269,7 @@ int HeadTiles(const AttentionArgs& args) {
 
 template <typename T, int kDim>
 absl::Status LaunchForm(const AttentionLaunch& launch) {
-  constexpr int kBytes = DecodeRing<kDim>::kBytes;
+  constexpr int kBytes = DecodeRing<T, kDim>::kBytes;
   static const cudaError_t kAllowed = cudaFuncSetAttribute(
       DecodeKernel<T, kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   MS_CUDA_RETURN_IF_ERROR(kAllowed);
@@ -312,8 +323,11 @@ bool HasTensorCoreForm(KvDType type, int32_t head_dim) {
 }
 
 absl::Status LaunchTensorCoreDecode(const AttentionLaunch& launch) {
-  return launch.args.kv_dtype == KvDType::kF16 ? LaunchOfType<__half>(launch)
-                                               : LaunchOfType<__nv_bfloat16>(launch);
+  switch (launch.args.kv_dtype) {
+    case KvDType::kE4m3: return LaunchOfType<E4m3>(launch);
+    case KvDType::kF16: return LaunchOfType<__half>(launch);
+    default: return LaunchOfType<__nv_bfloat16>(launch);
+  }
 }
 
 }  // namespace morphserve::kernels::cuda

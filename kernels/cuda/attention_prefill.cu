@@ -2,11 +2,14 @@
 // 64 rows each; one thread of a third fetches pages by bulk copies, in whose shape they lie in
 // memory (page_layout.h). The scores of the next tile are formed beside the sums of this one, so
 // that a warpgroup's exponentials run beside the other's products. Queries and weights are rounded
-// to the cache type, sums are f32.
+// to the cache type, sums are f32. Pages of e4m3 are read by all threads of the third warpgroup,
+// which store them as f16.
 #include "kernels/cuda/attention_rows.cuh"
 #include "kernels/cuda/barrier.cuh"
+#include "kernels/cuda/cache_types.cuh"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/page_layout.h"
+#include "kernels/cuda/panel_tiles.cuh"
 #include "kernels/cuda/tensor_ops.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -88,6 +91,70 @@ __device__ void Produce(const AttentionArgs& args, const int32_t* page_table, Ti
                      from + panel * kPageTokens * kPanelElements, kPagePanelBytes, full);
         }
       }
+    }
+  }
+}
+
+// Half of 16 codes as a piece of f16.
+__device__ uint4 AsF16(uint32_t low, uint32_t high) {
+  return make_uint4(
+      E4m3ToF16x2(static_cast<uint16_t>(low)), E4m3ToF16x2(static_cast<uint16_t>(low >> 16)),
+      E4m3ToF16x2(static_cast<uint16_t>(high)), E4m3ToF16x2(static_cast<uint16_t>(high >> 16)));
+}
+
+// Where thread `thread` of 128 puts the first piece of f16 of what it reads of a panel, piece
+// `thread` in memory: in row thread / 4, and 32 rows below of the panel's second half. The other
+// piece is beside it.
+__device__ uint32_t OwnPlace(int thread) {
+  const int row = thread / 4, piece = thread % 4 ^ row / 2 % 4;
+  return static_cast<uint32_t>(row * kRowBytes + ((2 * piece) ^ (row % 8)) * 16);
+}
+
+// One page of K or V of a head as f16, by the 128 threads; two panels are under way at a time.
+template <int kDim>
+__device__ void StorePageAsF16(const E4m3* page, uint32_t tile, uint32_t own) {
+  constexpr int kPanels = Tiles<kDim>::kPanels, kPieces = 4 * kPageTokens;  // Of a panel.
+  constexpr int kTurns = kPieces / kGroupThreads, kAtOnce = kPanels < 2 ? 1 : 2;
+  static_assert(kTurns == 2);
+  const uint4* from = reinterpret_cast<const uint4*>(page) + threadIdx.x;
+#pragma unroll 1
+  for (int panel = 0; panel < kPanels; panel += kAtOnce) {
+    uint4 codes[kAtOnce * kTurns];
+#pragma unroll
+    for (int i = 0; i < kAtOnce * kTurns; ++i) codes[i] = from[i * kGroupThreads];
+    from += kAtOnce * kPieces;
+#pragma unroll
+    for (int i = 0; i < kAtOnce * kTurns; ++i) {
+      const uint32_t half =
+          tile + i / kTurns * Tiles<kDim>::kPanelBytes + i % kTurns * 4 * kEightRows;
+      StorePiece(half + own, AsF16(codes[i].x, codes[i].y));
+      StorePiece(half + (own ^ 16), AsF16(codes[i].z, codes[i].w));
+    }
+    tile += kAtOnce * Tiles<kDim>::kPanelBytes;
+  }
+}
+
+// The same tiles from pages of e4m3, by all threads of the warpgroup.
+template <int kDim>
+__device__ void ProduceAsF16(const AttentionArgs& args, const int32_t* page_table,
+                             Tiles<kDim>& tiles, const TileSpan& span, int kv_head) {
+  using Shape = Tiles<kDim>;
+  std::byte* const base = const_cast<std::byte*>(args.kv_base);
+  const uint32_t own = OwnPlace(static_cast<int>(threadIdx.x));
+  for (int i = 0; i < span.tiles; ++i) {
+    const int pages = min(Shape::kPages, span.pages - i * Shape::kPages);
+    for (int which = 0; which < 2; ++which) {
+      const int place = i % kStages * 2 + which;
+      if (i >= kStages) Wait(tiles.empty + place, (i / kStages - 1) % 2);
+      for (int p = 0; p < pages; ++p) {
+        const int32_t page = page_table[span.first_page + i * Shape::kPages + p];
+        const int head = which == 0 ? kv_head : args.kv_heads + kv_head;
+        StorePageAsF16<kDim>(KeysOfPage<E4m3>(base, page, head, kDim),
+                             tiles.Tile(i, which) + p * kPageTokens * kRowBytes, own);
+      }
+      FenceSharedProxies();
+      asm volatile("bar.sync 3, %0;" ::"n"(kGroupThreads) : "memory");  // All have stored.
+      if (threadIdx.x == 0) Arrive(tiles.full + place);
     }
   }
 }
@@ -377,13 +444,16 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillKernel(const AttentionArgs
   const int group = static_cast<int>(threadIdx.x) / kGroupThreads - 1;
   if (group < 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 0) {
-      Produce<T, kDim>(args, segment.page_table, tiles, span, head / (args.heads / args.kv_heads));
+    const int kv_head = head / (args.heads / args.kv_heads);
+    if constexpr (sizeof(T) == 1) {
+      ProduceAsF16<kDim>(args, segment.page_table, tiles, span, kv_head);
+    } else if (threadIdx.x == 0) {
+      Produce<T, kDim>(args, segment.page_table, tiles, span, kv_head);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const GroupRows rows = {first + group * kGroupRows, start + first + group * kGroupRows};
-    Consume<T, kDim>(args, segment, tiles, span, rows, head, group);
+    Consume<typename FactorOf<T>::Type, kDim>(args, segment, tiles, span, rows, head, group);
   }
 }
 
@@ -413,8 +483,11 @@ absl::Status LaunchOfType(const AttentionLaunch& launch) {
 }  // namespace
 
 absl::Status LaunchTensorCorePrefill(const AttentionLaunch& launch) {
-  return launch.args.kv_dtype == KvDType::kF16 ? LaunchOfType<__half>(launch)
-                                               : LaunchOfType<__nv_bfloat16>(launch);
+  switch (launch.args.kv_dtype) {
+    case KvDType::kE4m3: return LaunchOfType<E4m3>(launch);
+    case KvDType::kF16: return LaunchOfType<__half>(launch);
+    default: return LaunchOfType<__nv_bfloat16>(launch);
+  }
 }
 
 }  // namespace morphserve::kernels::cuda

@@ -1,11 +1,10 @@
 // Tiles of K and V of one page and head in shared memory, for the kernels on tensor cores. The
-// layout is that of page_layout.h, kept as it is: a position is a row of panel_tiles.cuh.
+// layout is that of page_layout.h, kept as it is: a position is a row of kv_operands.cuh.
 #pragma once
 
 #include "kernels/cuda/attention_rows.cuh"
 #include "kernels/cuda/barrier.cuh"
-#include "kernels/cuda/page_layout.h"
-#include "kernels/cuda/panel_tiles.cuh"
+#include "kernels/cuda/kv_operands.cuh"
 
 namespace morphserve::kernels::cuda {
 
@@ -13,13 +12,14 @@ inline constexpr int kTileStageAlignment = 1024;  // Of the swizzled shape.
 
 // The pages of a block's part, on their way to its warps: each has its positions of a page brought
 // by itself and waits for nobody else.
-template <int kDim, int kStageCount, int kWarps>
+template <typename T, int kDim, int kStageCount, int kWarps>
 class WarpRing {
  public:
   static constexpr int kStages = kStageCount;
   static constexpr int kPanels = kDim / kPanelElements;
-  static constexpr int kTileBytes = kPageTokens * kDim * 2;
-  static constexpr int kSliceBytes = kPageTokens / kWarps * kPanelRowBytes;  // A warp's of a panel.
+  static constexpr int kPanelBytes = kPageTokens * KvOperands<T>::kRowBytes;
+  static constexpr int kTileBytes = kPanels * kPanelBytes;
+  static constexpr int kSliceBytes = kPanelBytes / kWarps;  // A warp's of a panel.
   static constexpr int kBytes = 2 * kTileBytes * kStages + kTileStageAlignment;
   static constexpr int kBarriers = kStages * kWarps;
 
@@ -45,29 +45,26 @@ class WarpRing {
   __device__ void WaitFor(int i) const { Wait(full_ + i % kStages * kWarps, i / kStages % 2); }
 
   // Asks for the first pages.
-  template <typename T>
   __device__ void Start(const AttentionArgs& args, int kv_head) {
     int32_t first[kStages];
 #pragma unroll
     for (int i = 0; i < kStages; ++i) first[i] = i < count_ ? pages_[i] : 0;
 #pragma unroll
     for (int i = 0; i < kStages; ++i) {
-      if (i < count_) Fetch<T>(args, kv_head, i, first[i]);
+      if (i < count_) Fetch(args, kv_head, i, first[i]);
     }
     if (kStages < count_) next_ = pages_[kStages];
   }
   // The warp has done with page i, whose place goes to the next one.
-  template <typename T>
   __device__ void Release(const AttentionArgs& args, int kv_head, int i) {
     __syncwarp();  // All lanes have read their operands.
     const int next = i + kStages;
     if (next >= count_) return;
-    Fetch<T>(args, kv_head, next, next_);
+    Fetch(args, kv_head, next, next_);
     if (next + 1 < count_) next_ = pages_[next + 1];
   }
 
  private:
-  template <typename T>
   __device__ void Fetch(const AttentionArgs& args, int kv_head, int i, int32_t page) const {
     if (threadIdx.x % kWarp != 0) return;
     std::byte* const base = const_cast<std::byte*>(args.kv_base);
@@ -80,7 +77,7 @@ class WarpRing {
     ArriveExpecting(full, 2 * kPanels * kSliceBytes);
 #pragma unroll
     for (int n = 0; n < 2 * kPanels; ++n) {
-      const int at = n / 2 * (kPageTokens * kPanelRowBytes) + own;
+      const int at = n / 2 * kPanelBytes + own;
       BulkCopy((n % 2 == 0 ? Keys(i) : Values(i)) + at, from[n % 2] + at, kSliceBytes, full);
     }
   }

@@ -1,7 +1,7 @@
 // The results of decode attention on their way from warps to the row: those of a block's four warps
-// meet in shared memory, where each warp puts them in the place of the keys that it read itself, so
-// that nobody waits for it; then parts meet in the blocks of a cluster, each of which merges a
-// slice of the elements that the others write into its memory.
+// meet in shared memory, where each warp puts them in the place of the positions that it read
+// itself, so that nobody waits for it; then parts meet in the blocks of a cluster, each of which
+// merges a slice of the elements that the others write into its memory.
 #pragma once
 
 #include "kernels/cuda/cluster.cuh"
@@ -31,22 +31,23 @@ struct WarpWeights {
   }
 };
 
-// [warp][8][kDim] in a tile of keys: of each of its panels, a warp has the 2 KB of its positions.
-// Heads are turned against each other, so that the lanes of a store meet no bank twice.
-template <int kDim>
+// [warp][8][kDim] in a tile of keys, and of values where elements are bytes: of each panel, a warp
+// has the rows of its positions. Heads are turned against each other, so that the lanes of a store
+// meet no bank twice.
+template <typename T, int kDim>
 struct WarpResults {
-  std::byte* tile;
+  std::byte* tile;  // Of keys; that of values is behind it.
 
   __device__ float* Place(int warp, int head, int element) const {
-    constexpr int kHeadsPerPanel = kPositions * kPanelRowBytes / 4 / kDim;
-    const int bytes = head / kHeadsPerPanel * (kPageTokens * kPanelRowBytes) +
-                      warp * (kPositions * kPanelRowBytes) +
+    constexpr int kOwnBytes = kPositions * KvOperands<T>::kRowBytes;
+    constexpr int kHeadsPerPanel = kOwnBytes / 4 / kDim;
+    static_assert(kHeadsPerPanel > 0);
+    const int bytes = head / kHeadsPerPanel * (kDecodeWarps * kOwnBytes) + warp * kOwnBytes +
                       (head % kHeadsPerPanel * kDim + (element ^ head % 8 * 8)) * 4;
     return reinterpret_cast<float*>(tile + bytes);
   }
 
   // Of this warp; `stats` [8] is its own.
-  template <typename T>
   __device__ void Store(const DecodeWarp<T, kDim>& state, int count, float2* stats) const {
     const int thread = OpaqueThread();
     const int warp = thread / kWarp, g = thread % kWarp / 4, t = thread % 4;
@@ -54,9 +55,11 @@ struct WarpResults {
     if (g >= count) return;
     if (t == 0) stats[g] = make_float2(state.max, total);
 #pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      *reinterpret_cast<float2*>(Place(warp, g, n * 8 + t * 2)) =
-          make_float2(state.o[n][0] + state.o[n][2], state.o[n][1] + state.o[n][3]);
+    for (int n = 0; n < kDim / 16; ++n) {
+      const float(&first)[4] = state.o[2 * n], (&second)[4] = state.o[2 * n + 1];
+      KvOperands<T>::Store(n, t, make_float2(first[0] + first[2], first[1] + first[3]),
+                           make_float2(second[0] + second[2], second[1] + second[3]),
+                           [&](int element) { return Place(warp, g, element); });
     }
   }
 

@@ -18,11 +18,12 @@ struct NewRow {
 
 template <typename T, int kDim>
 struct DecodeQueries {
+  using Factor = typename FactorOf<T>::Type;
   static constexpr int kHeads = kTileHeads + 2;  // Queries, key, value.
   static constexpr int kStride = kDim + 8;       // Eight rows of terms meet no bank twice.
   float heads[kHeads][kDim];
-  float norms[2][kDim];                         // Of queries and keys.
-  alignas(16) T terms[2][kTileHeads][kStride];  // Rounded values, and their rests.
+  float norms[2][kDim];                              // Of queries and keys.
+  alignas(16) Factor terms[2][kTileHeads][kStride];  // Rounded values, and their rests.
 
   // Operand A of step k: values in the upper rows, rests in the lower ones.
   __device__ void LoadA(uint32_t (&a)[4], int k) const {
@@ -134,11 +135,14 @@ class QueryPreparer {
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
       const int i = Element(j);
-      const T rounded = FromFloat<T>(x[j]);
       if (is_query) {
-        queries_->terms[0][item][i] = rounded;
-        queries_->terms[1][item][i] = FromFloat<T>(x[j] - ToFloat(rounded));
+        using Factor = typename Queries::Factor;
+        const auto rounded = FromFloat<Factor>(x[j]);
+        const int at = KvOperands<T>::QueryPlace(i);
+        queries_->terms[0][item][at] = rounded;
+        queries_->terms[1][item][at] = FromFloat<Factor>(x[j] - ToFloat(rounded));
       } else {
+        const T rounded = FromFloat<T>(x[j]);
         (is_value ? added->value : added->key)[i] = rounded;
         Place(is_value)[PlaceInHead<T>(kDim, position_, i)] = rounded;
       }

@@ -24,12 +24,15 @@ __device__ inline uint32_t VisibleBits(int first, int begin, int end) {
 // Row g of the products is the lane's head.
 template <typename T, int kDim>
 struct DecodeWarp {
+  using Factor = typename FactorOf<T>::Type;
   // Operands that are on their way from shared memory at a time.
   static constexpr int kAhead = kDim == 128 ? 8 : 4;
   // Where registers suffice: steps of scores go to two sums in turns, as each product waits for the
   // one before it, and values are asked for before scores are there.
   static constexpr int kSums = kDim < 256 ? 2 : 1;
   static constexpr bool kEarly = kDim < 256;
+  using Keys = typename KvOperands<T>::template Keys<kAhead>;
+  using Values = typename KvOperands<T>::template Values<kAhead>;
 
   uint32_t q[kDim / 16][4];
   float o[kDim / 8][4];
@@ -52,8 +55,8 @@ struct DecodeWarp {
     const int t = threadIdx.x % 4;
     float c[2][4];
     Scores(keys, position, c);
-    uint32_t b[kAhead][4];
-    if (kEarly) LoadValues(values, position, 0, b);
+    Values factors;
+    if (kEarly) factors.Load(values, position, 0);
     float s[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -78,23 +81,19 @@ struct DecodeWarp {
       sum += s[i];
     }
     uint32_t a[4];
-    a[0] = PackWithRest<T>(s[0], s[1], &a[1]);
-    a[2] = PackWithRest<T>(s[2], s[3], &a[3]);
+    a[0] = PackWithRest<Factor>(s[0], s[1], &a[1]);
+    a[2] = PackWithRest<Factor>(s[2], s[3], &a[3]);
 #pragma unroll
     for (int first = 0; first < kDim / 16; first += kAhead) {
-      if (first > 0 || !kEarly) LoadValues(values, position, first, b);
+      if (first > 0 || !kEarly) factors.Load(values, position, first);
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        Mma<T>(o[2 * (first + n)], a, b[n][0], b[n][1]);
-        Mma<T>(o[2 * (first + n) + 1], a, b[n][2], b[n][3]);
+        uint32_t b[4];
+        factors.Step(n, b);
+        Mma<Factor>(o[2 * (first + n)], a, b[0], b[1]);
+        Mma<Factor>(o[2 * (first + n) + 1], a, b[2], b[3]);
       }
     }
-  }
-
-  __device__ static void LoadValues(uint32_t values, int position, int first,
-                                    uint32_t (&b)[kAhead][4]) {
-#pragma unroll
-    for (int n = 0; n < kAhead; ++n) LoadColumnsB(b[n], values, position, first + n);
   }
 
   // Products of the queries with 16 keys.
@@ -102,13 +101,14 @@ struct DecodeWarp {
     float sums[kSums][2][4] = {};
 #pragma unroll
     for (int first = 0; first < kDim / 16; first += kAhead) {
-      uint32_t b[kAhead][4];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) LoadRowsB(b[k], keys, position, first + k);
+      Keys factors;
+      factors.Load(keys, position, first);
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
-        Mma<T>(sums[k % kSums][0], q[first + k], b[k][0], b[k][1]);
-        Mma<T>(sums[k % kSums][1], q[first + k], b[k][2], b[k][3]);
+        uint32_t b[4];
+        factors.Step(k, b);
+        Mma<Factor>(sums[k % kSums][0], q[first + k], b[0], b[1]);
+        Mma<Factor>(sums[k % kSums][1], q[first + k], b[2], b[3]);
       }
     }
 #pragma unroll

@@ -1,4 +1,4 @@
-// Values of e4m3 codes, two at a time; exact.
+// Values of e4m3 codes, two at a time; exact. And back.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -19,6 +19,13 @@ __device__ inline float2 E4m3Pair(uint16_t codes) {
   __half2 halves;
   memcpy(&halves, &pair, 4);
   return __half22float2(halves);
+}
+
+// Nearest, ties to even; beyond 448 the largest code, NaN to NaN.
+__device__ inline uint8_t FloatToE4m3(float value) {
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(0.0f), "f"(value));
+  return static_cast<uint8_t>(codes & 0xff);
 }
 
 }  // namespace morphserve::kernels::cuda

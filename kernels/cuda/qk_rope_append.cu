@@ -59,7 +59,7 @@ absl::Status QkRopeAppend(const QkRopeAppendArgs& args, Stream stream) {
       static_cast<unsigned>((args.heads + 2 * args.kv_heads + kHeadsPerBlock - 1) / kHeadsPerBlock);
   const dim3 grid(static_cast<unsigned>(args.rows), blocks);
   absl::Status launched;
-  WithCacheType(args.kv_dtype, [&](auto type) {
+  WithPageType(args.kv_dtype, [&](auto type) {
     launched = Launch("QkRopeAppend", QkRopeAppendKernel<decltype(type)>,
                       {.grid = grid, .block = kHeadsPerBlock * kWarp}, StreamOf(stream), args);
   });

@@ -108,7 +108,7 @@ dim3 RowBlocks(const RecurrentWork& work) {
 }  // namespace
 
 absl::Status LaunchRecurrentFeatures(const RecurrentWork& work, void* stream) {
-  WithCacheType(work.args.shape.dtype, [&](auto type) {
+  WithSlotType(work.args.shape.dtype, [&](auto type) {
     FeaturesKernel<decltype(type)>
         <<<RowBlocks(work), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
             work, PaddedDim(work.args.shape.head_dim));
@@ -121,7 +121,7 @@ absl::Status LaunchRecurrentRemember(const RecurrentWork& work, void* stream) {
   const int channels = 3 * work.args.shape.heads * work.args.shape.head_dim;
   const dim3 grid(static_cast<unsigned>((channels + kThreads - 1) / kThreads),
                   static_cast<unsigned>(work.args.segments.size()));
-  WithCacheType(work.args.shape.dtype, [&](auto type) {
+  WithSlotType(work.args.shape.dtype, [&](auto type) {
     RememberKernel<decltype(type)><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(work);
   });
   return LaunchStatus("RecurrentMixer, inputs");

@@ -118,7 +118,7 @@ absl::Status FlagNonfiniteSlot(const SlotShape& shape, const std::byte* base, in
   const SlotLayout layout = MakeSlotLayout(shape);
   const std::byte* const start = base + slot * kArenaUnitBytes;
   absl::Status status = Flag<float>(start, SlotStateBytes(shape), flag, StreamOf(stream));
-  WithCacheType(shape.dtype, [&](auto type) {
+  WithSlotType(shape.dtype, [&](auto type) {
     using T = decltype(type);
     if (status.ok()) {
       status = Flag<T>(start + layout.conv_offset, SlotConvBytes(shape), flag, StreamOf(stream));

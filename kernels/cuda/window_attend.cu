@@ -113,7 +113,7 @@ absl::Status LaunchWindowAttend(const WindowWork& work, void* stream) {
   if (HasHalfForm(work)) return LaunchWindowAttendHalf(work, stream);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   absl::Status status;
-  WithCacheType(work.args.shape.dtype, [&](auto type) {
+  WithSlotType(work.args.shape.dtype, [&](auto type) {
     using T = decltype(type);
     const int32_t d = work.args.shape.head_dim;
     status = d <= 64    ? Launch<T, 64>(work, cuda_stream)

@@ -348,7 +348,7 @@ absl::Status LaunchOfHeads(const WindowWork& work, cudaStream_t stream) {
 absl::Status LaunchWindowDecode(const WindowWork& work, void* stream) {
   const auto raw = static_cast<cudaStream_t>(stream);
   const int d = work.args.shape.head_dim;
-  return WithCacheType(work.args.shape.dtype, [&](auto type) {
+  return WithSlotType(work.args.shape.dtype, [&](auto type) {
     using T = decltype(type);
     if (d <= 64) return LaunchOfHeads<T, 64>(work, raw);
     if (d <= 128) return LaunchOfHeads<T, 128>(work, raw);

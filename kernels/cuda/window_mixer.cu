@@ -93,7 +93,7 @@ absl::Status WindowMixer(const WindowMixerArgs& args, Stream stream) {
   WindowWork chunks = work;
   chunks.args.segments = args.segments.subspan(first_chunk);
   if (args.nonfinite != nullptr) chunks.args.nonfinite += args.first_chunk;
-  return WithCacheType(args.shape.dtype, [&](auto type) {
+  return WithSlotType(args.shape.dtype, [&](auto type) {
     using T = decltype(type);
     // Elements of a lane.
     if (args.shape.head_dim <= 64) return LaunchChunks<T, 64 / kWarp>(chunks, StreamOf(stream));

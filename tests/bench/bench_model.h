@@ -38,7 +38,7 @@ class BenchModel {
   // `branches_source` may be empty.
   BenchModel(const std::string& path, const std::string& branches_source, WeightsDType dtype,
              int32_t threads, int32_t context, DeviceKind device = DeviceKind::kCpu,
-             int64_t arena_bytes = int64_t{4} << 30) {
+             int64_t arena_bytes = int64_t{4} << 30, KvCacheDType kv = KvCacheDType::kAuto) {
     const double begin = Seconds();
     auto checkpoint = OpenCheckpoint(path);
     if (!checkpoint.ok()) Die(checkpoint.status());
@@ -64,6 +64,7 @@ class BenchModel {
     load_s_ = Seconds() - begin;
     EngineOptions options;
     options.weights_dtype = dtype;
+    options.kv_dtype = kv;
     kv_dtype_ = ResolveKvDType(options, place_);
     const BranchesHeader* header = branches_source.empty() ? nullptr : &header_;
     if (header != nullptr) slot_shape_ = MakeSlotShape(header->config, config_, kv_dtype_);

@@ -27,7 +27,7 @@ class Forward {
   // Fails the test and stays empty when the checkpoint or the branches do not load.
   Forward(const std::string& path, WeightsDType dtype, int32_t context,
           const std::string& branches_source = "", int32_t threads = 2,
-          DeviceKind device = TestDevice())
+          DeviceKind device = TestDevice(), KvCacheDType kv_type = KvCacheDType::kAuto)
       : pool_(kernels::cpu::ThreadPool::Create(threads, false)) {
     auto place = DevicePlace::Open(device);
     EXPECT_TRUE(place.ok()) << place.status();
@@ -52,6 +52,7 @@ class Forward {
     }
     EngineOptions options;
     options.weights_dtype = dtype;
+    options.kv_dtype = kv_type;
     const KvDType kv = ResolveKvDType(options, place_);
     const int64_t page = PageUnitBytes(config_, kv);
     const int64_t slot =

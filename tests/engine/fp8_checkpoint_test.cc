@@ -132,5 +132,37 @@ TEST(Fp8CheckpointTest, NanAndBadScalesAreRefusedByTheNameOfTheirTensor) {
   }
 }
 
+TEST(Fp8CacheTest, OnADeviceLogitsStayNearThoseOfTheWiderCache) {
+  if (TestDevice() != DeviceKind::kCuda) GTEST_SKIP() << "MORPHSERVE_TEST_DEVICE is not cuda";
+  const Fp8Folder folder(Fp8Kind::kTensor);
+  Forward wide(folder.twin(), WeightsDType::kBF16, 512);
+  Forward small(folder.twin(), WeightsDType::kBF16, 512, "", 2, DeviceKind::kCuda,
+                KvCacheDType::kFp8);
+  ASSERT_TRUE(wide.ok() && small.ok());
+  const std::vector<int32_t> ids = Prompt(300);
+  const auto expected = wide.Logits(ids, {0, 150, 299}, 300);
+  const auto whole = small.Logits(ids, {0, 150, 299}, 300);
+  for (const int32_t chunk : {300, 64, 7, 1}) {
+    const auto got = small.Logits(ids, {0, 150, 299}, chunk);
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_LT(RelativeRms(got[i], expected[i]), 0.1) << "chunks of " << chunk;
+      EXPECT_LT(RelativeRms(got[i], whole[i]), 0.05) << "chunks of " << chunk;
+    }
+  }
+  EXPECT_GT(RelativeRms(whole[2], expected[2]), 1e-4) << "the cache is not e4m3";
+}
+
+TEST(Fp8CacheTest, TheCpuRefusesIt) {
+  const Fp8Folder folder(Fp8Kind::kTensor);
+  const auto checkpoint = OpenCheckpoint(folder.path());
+  const auto place = DevicePlace::Open(DeviceKind::kCpu);
+  ASSERT_TRUE(checkpoint.ok() && place.ok());
+  EngineOptions options;
+  options.kv_dtype = KvCacheDType::kFp8;
+  const auto verdict = MakeMemoryVerdict(*checkpoint, nullptr, options, ReadMachine(), *place);
+  ASSERT_EQ(verdict.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(verdict.status().message().find("cache.kv_dtype"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace morphserve

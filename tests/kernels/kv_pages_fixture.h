@@ -22,6 +22,15 @@ inline double ValueOfF16(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -value : value;
 }
 
+// The value of an e4m3 code, by the definition of the format.
+inline double ValueOfE4m3(uint8_t code) {
+  const int exponent = code >> 3 & 15, fraction = code & 7;
+  if ((code & 127) == 127) return NAN;
+  const double value =
+      exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(fraction + 8, exponent - 10);
+  return (code & 128) != 0 ? -value : value;
+}
+
 // Index of element i of a position within the keys or the values of one head in a page.
 using PlaceInHeadFunction = int64_t (*)(KvDType type, bool is_key, int32_t head_dim, int32_t offset,
                                         int32_t i);
@@ -75,6 +84,7 @@ class KvPages {
       std::memcpy(&value, page + element * 4, 4);
       return static_cast<double>(value);
     }
+    if (type_ == KvDType::kE4m3) return ValueOfE4m3(std::to_integer<uint8_t>(page[element]));
     uint16_t bits;
     std::memcpy(&bits, page + element * 2, 2);
     if (type_ == KvDType::kF16) return ValueOfF16(bits);

@@ -70,7 +70,7 @@ class Fp8Folder {
     std::vector<int64_t> shape;
     std::string bytes;
   };
-  static constexpr int32_t kHidden = 160, kWidth = 288, kVocab = 72, kHeadDim = 32;
+  static constexpr int32_t kHidden = 192, kWidth = 288, kVocab = 72, kHeadDim = 64;
 
   explicit Fp8Folder(Fp8Kind kind) : kind_(kind) {
     config = {{"architectures", {"LlamaForCausalLM"}},

@@ -157,6 +157,15 @@ TEST(Config, EveryArithmeticOfTheWeightsReachesTheEngine) {
   }
 }
 
+TEST(Config, EveryTypeOfTheCacheReachesTheEngine) {
+  for (const auto& [name, dtype] :
+       {std::pair("auto", KvCacheDType::kAuto), std::pair("f32", KvCacheDType::kF32),
+        std::pair("f16", KvCacheDType::kF16), std::pair("bf16", KvCacheDType::kBF16),
+        std::pair("fp8", KvCacheDType::kFp8)}) {
+    EXPECT_EQ(ToEngineOptions(With({{"cache.kv_dtype", name}})).kv_dtype, dtype) << name;
+  }
+}
+
 TEST(Config, EverySchedulerSettingReachesTheEngine) {
   const EngineOptions options = ToEngineOptions(With({{"model.weights_dtype", "bf16"},
                                                       {"cache.kv_dtype", "bf16"},

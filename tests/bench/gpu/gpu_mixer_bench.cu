@@ -62,12 +62,15 @@ Ceilings Measure() {
 
 struct AttentionCase {
   int32_t batch, kv_len, rows, heads, kv_heads, dim;
+  KvDType type = KvDType::kBF16;  // Of e4m3 the codes are bytes of bf16 numbers.
+
+  const char* name() const { return type == KvDType::kE4m3 ? "fp8" : "bf16"; }
 };
 
 // Time of one call, in microseconds.
 double TimeAttention(const AttentionCase& c, int launches) {
   const int32_t pages = (c.kv_len + kPageTokens - 1) / kPageTokens;
-  const int64_t page_bytes = kernels::PageBytes(KvDType::kBF16, c.kv_heads, c.dim);
+  const int64_t page_bytes = kernels::PageBytes(c.type, c.kv_heads, c.dim);
   // Enough sequences that a replay leaves the cache behind.
   const int64_t call_bytes = page_bytes * pages * c.batch;
   const auto sets =
@@ -97,7 +100,7 @@ double TimeAttention(const AttentionCase& c, int launches) {
          .out = out.get(),
          .out_stride = width,
          .kv_base = reinterpret_cast<const std::byte*>(kv.get()),
-         .kv_dtype = KvDType::kBF16,
+         .kv_dtype = c.type,
          .heads = c.heads,
          .kv_heads = c.kv_heads,
          .head_dim = c.dim,
@@ -115,11 +118,16 @@ void AttentionDecode(const Ceilings& ceilings) {
   for (const AttentionCase& c :
        {AttentionCase{64, 32768, 1, 32, 8, 128}, AttentionCase{16, 32768, 1, 32, 8, 128},
         AttentionCase{1, 32768, 1, 32, 8, 128}, AttentionCase{64, 1024, 1, 32, 8, 128},
-        AttentionCase{64, 8192, 1, 9, 3, 64}, AttentionCase{64, 8192, 1, 16, 2, 256}}) {
+        AttentionCase{64, 8192, 1, 9, 3, 64}, AttentionCase{64, 8192, 1, 16, 2, 256},
+        AttentionCase{64, 32768, 1, 32, 8, 128, KvDType::kE4m3},
+        AttentionCase{1, 32768, 1, 32, 8, 128, KvDType::kE4m3},
+        AttentionCase{64, 1024, 1, 32, 8, 128, KvDType::kE4m3},
+        AttentionCase{64, 8192, 1, 9, 3, 64, KvDType::kE4m3},
+        AttentionCase{64, 8192, 1, 16, 2, 256, KvDType::kE4m3}}) {
     const double us = TimeAttention(c, c.batch * c.kv_len > 1 << 20 ? 4 : 20);
-    const double bytes = 2.0 * c.batch * c.kv_len * c.kv_heads * c.dim * 2;
-    std::printf("attention decode %2d x %5d  %2d/%d x %3d bf16  %9.1f us  %6.0f GB/s  %5.1f %%\n",
-                c.batch, c.kv_len, c.heads, c.kv_heads, c.dim, us, bytes / us / 1e3,
+    const double bytes = 2.0 * c.batch * c.kv_len * c.kv_heads * c.dim * KvDTypeBytes(c.type);
+    std::printf("attention decode %2d x %5d  %2d/%d x %3d %4s  %9.1f us  %6.0f GB/s  %5.1f %%\n",
+                c.batch, c.kv_len, c.heads, c.kv_heads, c.dim, c.name(), us, bytes / us / 1e3,
                 100 * bytes / us / ceilings.read);
   }
 }
@@ -128,12 +136,15 @@ void AttentionPrefill() {
   for (const AttentionCase& c :
        {AttentionCase{1, 8192, 8192, 32, 8, 128}, AttentionCase{4, 2048, 2048, 32, 8, 128},
         AttentionCase{1, 32768, 1024, 32, 8, 128}, AttentionCase{1, 8192, 8192, 9, 3, 64},
-        AttentionCase{1, 8192, 8192, 16, 2, 256}}) {
+        AttentionCase{1, 8192, 8192, 16, 2, 256},
+        AttentionCase{1, 8192, 8192, 32, 8, 128, KvDType::kE4m3},
+        AttentionCase{4, 2048, 2048, 32, 8, 128, KvDType::kE4m3},
+        AttentionCase{1, 8192, 8192, 16, 2, 256, KvDType::kE4m3}}) {
     const double us = TimeAttention(c, 4);
     const double before = c.kv_len - c.rows;
     const double pairs = c.batch * c.rows * (before + (c.rows + 1) / 2.0);
-    std::printf("attention prefill %d x %5d of %5d  %2d/%d x %3d bf16  %9.1f us  %5.0f TFLOP/s\n",
-                c.batch, c.rows, c.kv_len, c.heads, c.kv_heads, c.dim, us,
+    std::printf("attention prefill %d x %5d of %5d  %2d/%d x %3d %4s  %9.1f us  %5.0f TFLOP/s\n",
+                c.batch, c.rows, c.kv_len, c.heads, c.kv_heads, c.dim, c.name(), us,
                 4.0 * c.dim * c.heads * pairs / us / 1e6);
   }
 }

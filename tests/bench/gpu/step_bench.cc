@@ -3,7 +3,8 @@
 // it; the bytes it must move, and the share of the read bandwidth given that the latter is, or the
 // former where there is no latter. The
 // floor is bytes over bandwidth; see kernels/README.md.
-//   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16|fp8] [--bandwidth GB/S] [--arena GIB]
+//   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16|fp8] [--kv auto|fp8]
+//              [--bandwidth GB/S] [--arena GIB]
 // CASES: full_layers:batch:context or full_layers:batch:context:rows, separated by commas;
 // full_layers -1: all. `rows` rows of each sequence, the last of which has `context` tokens; one,
 // a decode step, unless given.
@@ -54,10 +55,12 @@ int Main(int argc, char** argv) {
   double bandwidth = 0;
   double arena = 4;
   WeightsDType dtype = WeightsDType::kNative;
+  KvCacheDType kv = KvCacheDType::kAuto;
   for (int i = 4; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--dtype" && std::string(argv[i + 1]) == "bf16") dtype = WeightsDType::kBF16;
     if (flag == "--dtype" && std::string(argv[i + 1]) == "fp8") dtype = WeightsDType::kFp8;
+    if (flag == "--kv" && std::string(argv[i + 1]) == "fp8") kv = KvCacheDType::kFp8;
     if (flag == "--bandwidth") bandwidth = std::atof(argv[i + 1]) * 1e9;
     if (flag == "--arena") arena = std::atof(argv[i + 1]);
   }
@@ -66,7 +69,7 @@ int Main(int argc, char** argv) {
   for (const Case& one : cases) context = std::max(context, one.context);
   const std::string branches = argv[2] == std::string("-") ? "" : argv[2];
   BenchModel bench(argv[1], branches, dtype, 8, context + 64, DeviceKind::kCuda,
-                   static_cast<int64_t>(arena * (1 << 30)));
+                   static_cast<int64_t>(arena * (1 << 30)), kv);
   const int32_t layers = bench.config().layers;
   std::printf("%s; weights %.0f MB, loaded in %.1f s\n", bench.place().info().name.c_str(),
               static_cast<double>(bench.weight_bytes()) / 1e6, bench.load_s());

@@ -15,8 +15,11 @@ namespace morphserve::kernels::cuda {
 
 // Index in a page of the device; kF16 stands for both types of two bytes.
 inline int64_t CudaPlaceInHead(KvDType type, bool, int32_t head_dim, int32_t offset, int32_t i) {
-  return type == KvDType::kF32 ? PlaceInHead<float>(head_dim, offset, i)
-                               : PlaceInHead<uint16_t>(head_dim, offset, i);
+  switch (type) {
+    case KvDType::kF32: return PlaceInHead<float>(head_dim, offset, i);
+    case KvDType::kE4m3: return PlaceInHead<uint8_t>(head_dim, offset, i);
+    default: return PlaceInHead<uint16_t>(head_dim, offset, i);
+  }
 }
 
 struct AttentionShape {
@@ -131,7 +134,8 @@ class CudaSequence {
   }
 
   // The row of heads at `position` in fp64 from the values as cached; `naive`: with the query and
-  // the weights rounded to the cache type, as a plain evaluation on tensor cores would.
+  // the weights rounded to the cache type, to f16 beside e4m3, as a plain evaluation on tensor
+  // cores would.
   std::vector<double> Expected(int32_t position, int32_t window, bool naive) const {
     const auto begin = static_cast<size_t>(window > 0 ? std::max(0, position - window + 1) : 0);
     const auto end = static_cast<size_t>(position) + 1;
@@ -175,7 +179,8 @@ class CudaSequence {
 
   std::vector<double> NaiveRow(std::vector<double> q, const Rows& k, const Rows& v, size_t begin,
                                size_t end) const {
-    for (double& x : q) x = reference::RoundToCache(type_, x);
+    const KvDType factors = type_ == KvDType::kE4m3 ? KvDType::kF16 : type_;
+    for (double& x : q) x = reference::RoundToCache(factors, x);
     std::vector<double> scores;
     for (size_t p = begin; p < end; ++p) {
       double dot = 0;
@@ -188,7 +193,7 @@ class CudaSequence {
     for (size_t p = begin; p < end; ++p) {
       const double weight = std::exp(scores[p - begin] - largest);
       sum += weight;
-      const double rounded = reference::RoundToCache(type_, weight);
+      const double rounded = reference::RoundToCache(factors, weight);
       for (size_t i = 0; i < q.size(); ++i) out[i] += rounded * v[p][i];
     }
     for (double& o : out) o /= sum;

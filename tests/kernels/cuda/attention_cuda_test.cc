@@ -10,7 +10,7 @@ namespace {
 
 using AttentionCudaTest = CudaTest;
 
-constexpr KvDType kTypes[] = {KvDType::kF32, KvDType::kF16, KvDType::kBF16};
+constexpr KvDType kTypes[] = {KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kE4m3};
 
 double LargestError(const float* is, const std::vector<double>& expected) {
   double largest = 0;
@@ -73,6 +73,12 @@ TEST_F(AttentionCudaTest, ChunksAreWithinTwiceThePlainErrorHoweverTheyAreCut) {
 TEST_F(AttentionCudaTest, WindowsOfEverySizeAgreeWithTheOracle) {
   for (const AttentionShape& shape : {AttentionShape{6, 2, 64}, AttentionShape{2, 1, 24}}) {
     CudaSequence sequence(shape, KvDType::kF16, 700, 8);
+    CudaSequence small(shape, KvDType::kE4m3, 700, 8);
+    const auto last = small.Run(699, 700, 300), rows = small.Run(100, 700, 300);
+    const auto seen = small.Expected(699, 300, false);
+    EXPECT_LT(LargestError(last.data(), seen), kDecodeBound);
+    EXPECT_LT(LargestError(&rows[599 * small.Width()], seen),
+              3 * LargestDifference(small.Expected(699, 300, true), seen) + kDecodeBound);
     for (int32_t window : {1, 2, 63, 64, 65, 255, 300, 1000}) {
       const auto chunk = sequence.Run(100, 700, window);
       for (int32_t position : {100, 127, 128, 163, 319, 320, 512, 620, 699}) {

@@ -97,6 +97,7 @@ struct Case {
 
 double Rounding(KvDType type, double value) {
   if (type == KvDType::kF32) return 0;
+  if (type == KvDType::kE4m3) return std::max(std::ldexp(std::abs(value), -4), 0x1p-10);
   return std::ldexp(std::abs(value), type == KvDType::kF16 ? -11 : -8) + std::ldexp(1.0, -25);
 }
 
@@ -130,7 +131,7 @@ TEST_F(QkRopeAppendCudaTest, AgreesWithTheOracleAndTouchesOnlyTheListedRows) {
   const std::vector<int32_t> list = {3, -1, 0, 7, 1, -1, 8};
   const std::set<int32_t> done = {0, 1, 3, 8};  // Row 7 has no page.
   for (const Shape& s : shapes) {
-    for (KvDType type : {KvDType::kF32, KvDType::kF16, KvDType::kBF16}) {
+    for (KvDType type : {KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kE4m3}) {
       for (int mode = 0; mode < 4; ++mode) {
         Case c(s, type, (mode & 1) != 0, (mode & 2) != 0);
         const auto q = c.q, k = c.k;
@@ -156,6 +157,22 @@ TEST_F(QkRopeAppendCudaTest, AgreesWithTheOracleAndTouchesOnlyTheListedRows) {
       }
     }
   }
+}
+
+TEST_F(QkRopeAppendCudaTest, ValuesBeyondTheLargestOfE4m3AreTheLargest) {
+  Case c({2, 2, 64, 0}, KvDType::kE4m3, false, false);
+  const auto k_width = static_cast<size_t>(c.shape.kv_heads * c.shape.dim);
+  const std::vector<float> values = {448, 463, 465, -1e9f, std::numeric_limits<float>::infinity()};
+  for (size_t i = 0; i < values.size(); ++i) c.k[i] = c.v[k_width - 1 - i] = values[i];
+  c.k[values.size()] = std::numeric_limits<float>::quiet_NaN();
+  c.Run(ops(), {0});
+  const int32_t page = c.page_of_row[0], offset = c.offset_of_row[0];
+  for (int32_t i = 0; i < 5; ++i) {
+    const double expected = values[static_cast<size_t>(i)] < 0 ? -448 : 448;
+    EXPECT_EQ(c.pages.K(page, 0, offset, i), expected) << i;
+    EXPECT_EQ(c.pages.V(page, 1, offset, c.shape.dim - 1 - i), expected) << i;
+  }
+  EXPECT_TRUE(std::isnan(c.pages.K(page, 0, offset, 5)));
 }
 
 }  // namespace
