@@ -70,36 +70,50 @@ kernels::MatmulNorm HybridModel::NormFirst(const Parameter& weight, float* norme
           .normed_stride = config_.hidden};
 }
 
-absl::Status HybridModel::Projections(const LayerWeights& layer) {
+bool HybridModel::normed_apart() const {
+  return rows_.linear.count > 0 && (rows_.full.count > 0 || own_projections());
+}
+
+absl::Status HybridModel::Projections(const LayerWeights& layer, int32_t layer_index) {
   const ModelConfig& c = config_;
+  std::array<kernels::MatmulPart, 4> parts = {{{.weights = &layer.q,
+                                                .bias = layer.q_bias.data(),
+                                                .y = buffers_.q,
+                                                .y_stride = int64_t{c.heads} * c.head_dim},
+                                               {.weights = &layer.k,
+                                                .bias = layer.k_bias.data(),
+                                                .y = buffers_.k,
+                                                .y_stride = int64_t{c.kv_heads} * c.head_dim},
+                                               {.weights = &layer.v,
+                                                .bias = layer.v_bias.data(),
+                                                .y = buffers_.v,
+                                                .y_stride = int64_t{c.kv_heads} * c.head_dim},
+                                               {}}};
+  const bool state = rows_.linear.count > 0 && branches_->header.config.has_state();
+  if (state) {
+    parts[3] = DownPart(context_, branches_->layers[static_cast<size_t>(layer_index)]);
+  }
+  if (!normed_apart()) {
+    return backend_->matmul({.x = buffers_.x,
+                             .x_stride = c.hidden,
+                             .rows = everything_.count,
+                             .parts = std::span(parts).first(state ? 4 : 3),
+                             .norm = NormFirst(layer.attn_norm, buffers_.normed),
+                             .workspace = buffers_.matmul_workspace,
+                             .workspace_bytes = buffers_.matmul_workspace_bytes},
+                            stream_);
+  }
+  MS_RETURN_IF_ERROR(Norm(layer.attn_norm, everything_.count));
   // With projections of their own, linear rows need the base's only for a window beside them.
   const bool full_only = own_projections() && !branches_->header.config.has_window();
   const RowSet& list = full_only ? rows_.full : everything_;
-  if (list.count == 0) return absl::OkStatus();
-  const std::array<kernels::MatmulPart, 3> parts = {
-      {{.weights = &layer.q,
-        .bias = layer.q_bias.data(),
-        .y = buffers_.q,
-        .y_stride = int64_t{c.heads} * c.head_dim},
-       {.weights = &layer.k,
-        .bias = layer.k_bias.data(),
-        .y = buffers_.k,
-        .y_stride = int64_t{c.kv_heads} * c.head_dim},
-       {.weights = &layer.v,
-        .bias = layer.v_bias.data(),
-        .y = buffers_.v,
-        .y_stride = int64_t{c.kv_heads} * c.head_dim}}};
-  if (rows_.linear.count > 0) {
-    return ListedMatmul(context_, buffers_.normed, c.hidden, list, parts);
+  if (list.count > 0) {
+    MS_RETURN_IF_ERROR(
+        ListedMatmul(context_, buffers_.normed, c.hidden, list, std::span(parts).first(3)));
   }
-  return backend_->matmul({.x = buffers_.x,
-                           .x_stride = c.hidden,
-                           .rows = everything_.count,
-                           .parts = parts,
-                           .norm = NormFirst(layer.attn_norm, buffers_.normed),
-                           .workspace = buffers_.matmul_workspace,
-                           .workspace_bytes = buffers_.matmul_workspace_bytes},
-                          stream_);
+  if (!state) return absl::OkStatus();
+  return ListedMatmul(context_, buffers_.normed, c.hidden, rows_.linear,
+                      std::span(parts).subspan(3));
 }
 
 absl::Status HybridModel::FullMix(const LayerWeights& layer, int32_t layer_index) {
@@ -154,23 +168,34 @@ absl::Status HybridModel::FullMix(const LayerWeights& layer, int32_t layer_index
 absl::Status HybridModel::OutputProjection(const LayerWeights& layer, int32_t layer_index) {
   const ModelConfig& c = config_;
   const int64_t q_width = int64_t{c.heads} * c.head_dim;
-  const auto project = [&](const kernels::PackedMatrix& weights, const float* bias,
-                           const RowSet& list) {
-    const kernels::MatmulPart part = {.weights = &weights,
-                                      .bias = bias,
-                                      .y = buffers_.x,
-                                      .y_stride = c.hidden,
-                                      .accumulate = true};
-    return list.count == 0
-               ? absl::OkStatus()
-               : ListedMatmul(context_, buffers_.mixed, q_width, list, std::span(&part, 1));
+  const auto project = [&](std::span<const kernels::MatmulPart> parts, const RowSet& list) {
+    return list.count == 0 ? absl::OkStatus()
+                           : ListedMatmul(context_, buffers_.mixed, q_width, list, parts);
   };
-  const float* bias = layer.output_bias.data();
-  const bool own = own_projections();
-  MS_RETURN_IF_ERROR(project(layer.output, bias, own ? rows_.full : everything_));
-  if (rows_.linear.count == 0) return absl::OkStatus();
+  std::array<kernels::MatmulPart, 2> parts = {{{.weights = &layer.output,
+                                                .bias = layer.output_bias.data(),
+                                                .y = buffers_.x,
+                                                .y_stride = c.hidden,
+                                                .accumulate = true},
+                                               {}}};
+  const auto base = std::span(parts).first(1), change = std::span(parts).subspan(1);
+  if (rows_.linear.count == 0) return project(base, everything_);
   const LinearWeights& branch = branches_->layers[static_cast<size_t>(layer_index)];
-  if (own) return project(branch.wo, nullptr, rows_.linear);
+  if (own_projections()) {
+    MS_RETURN_IF_ERROR(project(base, rows_.full));
+    parts[1] = parts[0];
+    parts[1].weights = &branch.wo;
+    parts[1].bias = nullptr;
+    return project(change, rows_.linear);
+  }
+  if (!branches_->header.config.has_state()) return project(base, everything_);
+  parts[1] = OutputDownPart(context_, branch);
+  if (rows_.full.count == 0) {
+    MS_RETURN_IF_ERROR(project(parts, everything_));
+  } else {
+    MS_RETURN_IF_ERROR(project(base, everything_));
+    MS_RETURN_IF_ERROR(project(change, rows_.linear));
+  }
   return LinearOutput(context_, branch, rows_);
 }
 
@@ -203,9 +228,7 @@ absl::Status HybridModel::Layer(int32_t index) {
   const LayerWeights& layer = weights_->layers[static_cast<size_t>(index)];
   rows_ = stage_->Layer(index);
   MS_CHECK(rows_.linear.count == 0 || branches_ != nullptr);
-  // Linear rows use the normalised stream beside the base's projections.
-  if (rows_.linear.count > 0) MS_RETURN_IF_ERROR(Norm(layer.attn_norm, everything_.count));
-  MS_RETURN_IF_ERROR(Projections(layer));
+  MS_RETURN_IF_ERROR(Projections(layer, index));
   // Both mixers rotate q and k of their own rows only.
   if (rows_.full.count > 0) MS_RETURN_IF_ERROR(FullMix(layer, index));
   if (rows_.linear.count > 0) {

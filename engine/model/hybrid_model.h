@@ -82,12 +82,15 @@ class HybridModel {
   absl::StatusOr<float*> LogitsOfRows(const float* x, int32_t count);
   absl::Status Embed();
   absl::Status Layer(int32_t layer);
-  absl::Status Projections(const LayerWeights& layer);
+  // The products of the normalised stream.
+  absl::Status Projections(const LayerWeights& layer, int32_t layer_index);
   absl::Status FullMix(const LayerWeights& layer, int32_t layer_index);
   absl::Status OutputProjection(const LayerWeights& layer, int32_t layer_index);
   absl::Status Mlp(const LayerWeights& layer, int32_t rows);
   absl::Status Norm(const Parameter& weight, int32_t rows);
   kernels::MatmulNorm NormFirst(const Parameter& weight, float* normed) const;
+  // The normalised stream is wanted by more than one product, which a norm of each would repeat.
+  bool normed_apart() const;
   // Linear rows use only projections of their own.
   bool own_projections() const { return branches_ != nullptr && branches_->header.config.own; }
 

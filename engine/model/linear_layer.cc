@@ -179,16 +179,22 @@ absl::Status ListedMatmul(const LayerContext& c, const float* x, int64_t x_strid
                            c.stream);
 }
 
+kernels::MatmulPart DownPart(const LayerContext& c, const LinearWeights& branch) {
+  return {.weights = &branch.down,
+          .y = c.buffers->down,
+          .y_stride = MakeDownColumns(*c.branches).stride};
+}
+
+kernels::MatmulPart OutputDownPart(const LayerContext& c, const LinearWeights& branch) {
+  return {.weights = &branch.ao, .y = c.buffers->low, .y_stride = c.branches->rank};
+}
+
 absl::Status LinearMix(const LayerContext& c, const LayerWeights& base, const LinearWeights& branch,
                        const LayerRows& rows) {
   const BranchesConfig& config = *c.branches;
   const kernels::SlotShape shape = MakeSlotShape(config, *c.config, c.kv_dtype);
   const DownColumns columns = MakeDownColumns(config);
   if (config.has_state()) {
-    const kernels::MatmulPart down = {
-        .weights = &branch.down, .y = c.buffers->down, .y_stride = columns.stride};
-    MS_RETURN_IF_ERROR(
-        ListedMatmul(c, c.buffers->normed, c.config->hidden, rows.linear, std::span(&down, 1)));
     MS_RETURN_IF_ERROR(config.own ? OwnProjections(c, branch, columns, rows)
                                   : SharedProjections(c, branch, columns, rows));
     MS_RETURN_IF_ERROR(Recurrent(c, branch, columns, shape, rows));
@@ -199,19 +205,13 @@ absl::Status LinearMix(const LayerContext& c, const LayerWeights& base, const Li
 
 absl::Status LinearOutput(const LayerContext& c, const LinearWeights& branch,
                           const LayerRows& rows) {
-  const BranchesConfig& config = *c.branches;
-  if (!config.has_state() || config.own) return absl::OkStatus();
-  const int64_t width = int64_t{config.heads} * config.head_dim;
-  const kernels::MatmulPart in = {
-      .weights = &branch.ao, .y = c.buffers->low, .y_stride = config.rank};
-  MS_RETURN_IF_ERROR(ListedMatmul(c, c.buffers->mixed, width, rows.linear, std::span(&in, 1)));
   const kernels::LowRankPart out = {.weights = &branch.bo,
                                     .n = c.config->hidden,
                                     .y = c.buffers->x,
                                     .y_stride = c.config->hidden,
                                     .accumulate = true};
   return c.backend->low_rank({.x = c.buffers->low,
-                              .x_stride = config.rank,
+                              .x_stride = c.branches->rank,
                               .rows = rows.linear.count,
                               .row_list = rows.linear.list,
                               .parts = std::span(&out, 1)},

@@ -30,8 +30,13 @@ struct LayerContext {
 absl::Status LinearMix(const LayerContext& context, const LayerWeights& base,
                        const LinearWeights& branch, const LayerRows& rows);
 
-// What the output projection of linear rows adds beyond the base's: the low-rank part of shared
-// projections, accumulated into buffers.x. Nothing for own ones.
+// What branches with a state take from the normalised stream, and those with shared projections
+// from what the mixers made, beside the base's products.
+kernels::MatmulPart DownPart(const LayerContext& context, const LinearWeights& branch);
+kernels::MatmulPart OutputDownPart(const LayerContext& context, const LinearWeights& branch);
+
+// The low-rank change of the output projection of linear rows, after OutputDownPart, accumulated
+// into buffers.x.
 absl::Status LinearOutput(const LayerContext& context, const LinearWeights& branch,
                           const LayerRows& rows);
 

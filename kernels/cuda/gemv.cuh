@@ -104,11 +104,13 @@ __global__ __launch_bounds__(kGemvWarps* kWarp, GemvBlocksOfSm(kRows)) void Gemv
   const auto place = static_cast<int32_t>(threadIdx.x);
   if (place < call.part_count) parts[place] = call.parts[place];
   if (call.row_list != nullptr) {
-    WaitForEarlier();
     const int32_t entry = place < call.rows ? call.row_list[place] : -1;
     if (place < call.rows) list.rows[place] = entry;
     // No row: all blocks leave before they touch a weight.
-    if (__syncthreads_or(entry >= 0) == 0) return;
+    if (__syncthreads_or(entry >= 0) == 0) {
+      WaitForEarlier();
+      return;
+    }
   } else if (place < call.rows) {
     list.rows[place] = place;
   }
@@ -127,7 +129,7 @@ __global__ __launch_bounds__(kGemvWarps* kWarp, GemvBlocksOfSm(kRows)) void Gemv
 
   PrefetchNorm<kFormat>(call, slice_begin * StepInputs(kFormat));
   __syncthreads();  // The list and the parts are whole.
-  if (call.row_list == nullptr) WaitForEarlier();
+  WaitForEarlier();
   StageInputs<kFormat, kRows>(call, list, slice_begin * StepInputs(kFormat), shared, squares);
   __syncthreads();  // x is whole.
 

@@ -1,7 +1,7 @@
-// Low-rank corrections: a thread an output, a block 128 outputs of 8 rows, or of 16 where there are
-// many, whose inputs lie in shared memory; one f32 chain an output with k ascending, so a row's
-// bits depend on nothing else. Floor: the factors' bytes once for 8 rows, and 4 to 12 bytes an
-// output.
+// Low-rank corrections: a thread an output, a block 128 outputs of one row, of 8 rows, or of 16
+// where there are many, whose inputs lie in shared memory; one f32 chain an output with k
+// ascending, so a row's bits depend on nothing else. Floor: the factors' bytes once for 8 rows, and
+// 4 to 12 bytes an output.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -17,10 +17,14 @@ namespace morphserve::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kFewRows = 8;    // Of a block.
-constexpr int kManyRows = 16;  // The same in a call of more than kManyFrom rows.
+// Rows of a block in calls of up to kSingleMax rows, of more than kManyFrom, and of others.
+constexpr int kFewRows = 8;
+constexpr int kManyRows = 16;
+constexpr int32_t kSingleMax = 4;
 constexpr int32_t kManyFrom = 256;
-constexpr int kInputs = 32;  // Of a row in shared memory, of an output in registers, at a time.
+// Of a row in shared memory, of an output in registers, at a time: a rank of 64 at once where a
+// block has one row, whose latency is what such a call takes.
+constexpr int InputsOf(int rows) { return rows == 1 ? 64 : 32; }
 constexpr int32_t kPartsMax = 8;
 
 struct Part {
@@ -40,6 +44,7 @@ struct Call {
 
 // Inputs [first, first + kInputs) of an output as floats, zeros behind the last one; rows are
 // padded, so that reading whole eights is sound.
+template <int kInputs>
 __device__ inline void LoadInputs(const PackedMatrix& w, int32_t n, int32_t first,
                                   float (&out)[kInputs]) {
   const std::byte* row = w.data + n * RowBytes(w.format, w.k);
@@ -64,7 +69,7 @@ __device__ inline void LoadInputs(const PackedMatrix& w, int32_t n, int32_t firs
 }
 
 // sums[r] += the products of `count` inputs in shared memory; all rows, listed or not.
-template <int kRows>
+template <int kRows, int kInputs>
 __device__ inline void AddInputs(const float (&line)[kInputs], int32_t count,
                                  const float (&xs)[kRows][kInputs], float (&sums)[kRows]) {
 #pragma unroll
@@ -79,6 +84,7 @@ __device__ inline void AddInputs(const float (&line)[kInputs], int32_t count,
 // once.
 template <int kRows>
 __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant__ Call call) {
+  constexpr int kInputs = InputsOf(kRows);
   __shared__ float xs[kRows][kInputs];
   __shared__ int64_t list[kRows];
   LetNextStart();
@@ -123,8 +129,9 @@ __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant_
       if (is_output) LoadInputs(it.weights, n, first, line);
     }
 #pragma unroll
-    for (int i = 0; i < kRows * kInputs / kThreads; ++i) {
+    for (int i = 0; i < (kRows * kInputs + kThreads - 1) / kThreads; ++i) {
       const int at = i * kThreads + static_cast<int>(threadIdx.x), input = at % kInputs;
+      if (at >= kRows * kInputs) break;
       const int64_t row = list[at / kInputs];
       xs[at / kInputs][input] =
           row < 0 || input >= count
@@ -204,13 +211,14 @@ absl::Status LowRank(const LowRankArgs& args, Stream stream) {
           .weights = part.weights == nullptr ? PackedMatrix{} : *part.weights,
           .block_end = blocks};
     }
-    const bool many = args.rows > kManyFrom;
-    const int rows = many ? kManyRows : kFewRows;
+    const int rows = args.rows <= kSingleMax ? 1 : args.rows > kManyFrom ? kManyRows : kFewRows;
+    const auto kernel = rows == 1          ? LowRankKernel<1>
+                        : rows == kFewRows ? LowRankKernel<kFewRows>
+                                           : LowRankKernel<kManyRows>;
     const dim3 grid(static_cast<unsigned>(blocks),
                     static_cast<unsigned>((args.rows + rows - 1) / rows));
     absl::Status status =
-        Launch("LowRank", many ? LowRankKernel<kManyRows> : LowRankKernel<kFewRows>,
-               {.grid = grid, .block = dim3(kThreads)}, StreamOf(stream), call);
+        Launch("LowRank", kernel, {.grid = grid, .block = dim3(kThreads)}, StreamOf(stream), call);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -265,14 +265,42 @@ absl::Status SmallProduct(const MatmulArgs& args, Stream stream) {
   return SmallProduct(rest, stream);
 }
 
-// A norm and an activation are part of the launch when our own kernel takes the call as it is.
-bool Fuses(const MatmulArgs& args, GemvPlan* plan) {
-  const WeightFormat format = args.parts.front().weights->format;
-  return args.rows <= kFusedRowsMax && format != WeightFormat::kF32 &&
-         args.parts.size() <= kGemvPartsMax &&
-         std::all_of(args.parts.begin(), args.parts.end(),
-                     [&](const MatmulPart& part) { return part.weights->format == format; }) &&
-         PlanOf(args, plan);
+// The first parts that one launch takes, which are of one format; `rest` keeps the others.
+MatmulArgs TakeRun(MatmulArgs* rest) {
+  const std::span<const MatmulPart> parts = rest->parts;
+  size_t end = 1;
+  while (end < parts.size() && end < kGemvPartsMax &&
+         parts[end].weights->format == parts.front().weights->format) {
+    ++end;
+  }
+  MatmulArgs run = *rest;
+  run.parts = parts.first(end);
+  rest->parts = parts.subspan(end);
+  return run;
+}
+
+// A norm and an activation are part of a launch when our own kernel takes a run as it is. A norm is
+// of every run; an activation needs its two parts in one.
+bool FusesRuns(const MatmulArgs& args) {
+  for (MatmulArgs rest = args; !rest.parts.empty();) {
+    const MatmulArgs run = TakeRun(&rest);
+    GemvPlan plan;
+    if (run.rows > kFusedRowsMax || run.parts.front().weights->format == WeightFormat::kF32 ||
+        (run.swiglu && run.parts.size() != 2) || !PlanOf(run, &plan)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+absl::Status FusedRuns(const MatmulArgs& args, Stream stream) {
+  for (MatmulArgs rest = args; !rest.parts.empty();) {
+    const MatmulArgs run = TakeRun(&rest);
+    GemvPlan plan;
+    PlanOf(run, &plan);  // As in FusesRuns.
+    if (absl::Status status = RunGemv(run, plan, stream); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Check(const MatmulArgs& args) {
@@ -332,32 +360,22 @@ absl::Status Matmul(const MatmulArgs& args, Stream stream) {
   if (status.ok()) status = CheckStages(args);
   if (!status.ok() || args.rows == 0) return status;
   if (HasStages(args)) {
-    GemvPlan plan;
-    if (Fuses(args, &plan)) return RunGemv(args, plan, stream);
+    if (FusesRuns(args)) return FusedRuns(args, stream);
     return MatmulInStages(args, stream, RmsNorm, Matmul, SwiGlu);
   }
   const bool small = args.rows <= kGemvRowsMax && !BetterLarge(args);
   bool large = false;
-  for (size_t begin = 0; status.ok() && begin < args.parts.size();) {
-    // A run of parts of one format is one launch.
-    const WeightFormat format = args.parts[begin].weights->format;
-    size_t end = begin + 1;
-    while (end < args.parts.size() && end - begin < kGemvPartsMax &&
-           args.parts[end].weights->format == format) {
-      ++end;
-    }
-    if (format == WeightFormat::kF32) {
-      for (size_t i = begin; status.ok() && i < end; ++i) {
-        status = PlainProduct(args, args.parts[i], stream);
+  for (MatmulArgs rest = args; status.ok() && !rest.parts.empty();) {
+    const MatmulArgs run = TakeRun(&rest);
+    if (run.parts.front().weights->format == WeightFormat::kF32) {
+      for (size_t i = 0; status.ok() && i < run.parts.size(); ++i) {
+        status = PlainProduct(args, run.parts[i], stream);
       }
     } else if (small) {
-      MatmulArgs run = args;
-      run.parts = args.parts.subspan(begin, end - begin);
       status = SmallProduct(run, stream);
     } else {
       large = true;
     }
-    begin = end;
   }
   if (status.ok() && large) status = LargeProduct(args, stream);
   return status;

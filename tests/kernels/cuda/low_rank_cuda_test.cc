@@ -15,9 +15,11 @@ struct Shape {
 };
 
 TEST_F(LowRankCudaTest, AgreesWithTheOracleForEveryTypeBaseAndList) {
-  const Shape shapes[] = {{24, 576, 192, 64}, {16, 40, 40, 40},    {1, 15, 5, 5},
-                          {7, 120, 40, 40},   {33, 18, 3, 1},      {64, 72, 24, 12},
-                          {200, 72, 24, 12},  {129, 300, 150, 50}, {16, 192, 64, 64, 300}};
+  const Shape shapes[] = {{24, 576, 192, 64},    {16, 40, 40, 40},      {1, 15, 5, 5},
+                          {7, 120, 40, 40},      {33, 18, 3, 1},        {64, 72, 24, 12},
+                          {200, 72, 24, 12},     {129, 300, 150, 50},   {16, 192, 64, 64, 300},
+                          {24, 576, 192, 64, 1}, {200, 150, 50, 50, 3}, {130, 72, 24, 12, 4},
+                          {64, 40, 40, 40, 5}};
   Numbers numbers(8);
   for (const Shape& s : shapes) {
     for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {

@@ -17,13 +17,15 @@ constexpr float kEps = 1e-5f;
 
 struct Case {
   Case(DType type, int32_t outputs, int32_t inputs, int32_t row_count, Stream on)
+      : Case(type, type, outputs, inputs, row_count, on) {}
+  Case(DType type, DType up_type, int32_t outputs, int32_t inputs, int32_t row_count, Stream on)
       : n(static_cast<size_t>(outputs)),
         k(static_cast<size_t>(inputs)),
         rows(static_cast<size_t>(row_count)),
         stream(on),
         numbers(7),
         gate(type, outputs, inputs, &numbers, on),
-        up(type, outputs, inputs, &numbers, on),
+        up(up_type, outputs, inputs, &numbers, on),
         weight(numbers.Normals(k)),
         x(numbers.Normals(rows * k)) {
     // Rows of very different size.
@@ -104,6 +106,19 @@ TEST_F(MatmulStagesCudaTest, AgreesWithTheOracleForEveryTypeAndBucket) {
           Check(c, c.Run(ops(), swiglu), swiglu);
           if (HasFatalFailure()) return;
         }
+      }
+    }
+  }
+}
+
+TEST_F(MatmulStagesCudaTest, ANormIsOfPartsOfEveryFormat) {
+  for (const DType up_type : {DType::kF32, DType::kBF16, DType::kQ8_0}) {
+    for (const int32_t rows : {1, 4, 16, 20, 70}) {
+      SCOPED_TRACE(std::string(DTypeName(up_type)) + " rows " + std::to_string(rows));
+      const Case c(DType::kQ4_1, up_type, 40, 576, rows, stream());
+      for (const bool swiglu : {false, true}) {
+        Check(c, c.Run(ops(), swiglu), swiglu);
+        if (HasFatalFailure()) return;
       }
     }
   }
