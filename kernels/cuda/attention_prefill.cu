@@ -44,9 +44,10 @@ struct Tiles {
       : start((SharedAddress(shared) + 1023) / 1024 * 1024),
         full(barriers),
         empty(barriers + 2 * kStages) {}
-  __device__ void Init() {
+  // `producers` arrive when a tile is there.
+  __device__ void Init(int producers) {
     for (int i = 0; i < 2 * kStages; ++i) {
-      InitBarrier(full + i, 1);
+      InitBarrier(full + i, producers);
       InitBarrier(empty + i, kGroups * 4);
     }
     FenceBarrierInit();
@@ -153,8 +154,7 @@ __device__ void ProduceAsF16(const AttentionArgs& args, const int32_t* page_tabl
                              tiles.Tile(i, which) + p * kPageTokens * kRowBytes, own);
       }
       FenceSharedProxies();
-      asm volatile("bar.sync 3, %0;" ::"n"(kGroupThreads) : "memory");  // All have stored.
-      if (threadIdx.x == 0) Arrive(tiles.full + place);
+      Arrive(tiles.full + place);
     }
   }
 }
@@ -439,7 +439,7 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillKernel(const AttentionArgs
   span.pages = (start + last) / kPageTokens + 1 - span.first_page;
   span.tiles = (span.pages + Shape::kPages - 1) / Shape::kPages;
   Shape tiles(shared, barriers);
-  if (threadIdx.x == 0) tiles.Init();
+  if (threadIdx.x == 0) tiles.Init(sizeof(T) == 1 ? kGroupThreads : 1);
   __syncthreads();  // The barriers are ready.
   const int group = static_cast<int>(threadIdx.x) / kGroupThreads - 1;
   if (group < 0) {

@@ -64,8 +64,7 @@ __device__ __forceinline__ void MakeChunks(const RecurrentWork& work, int head, 
                                    shared.Factors(at), inverse, shared.makers);
     if (threadIdx.x == 0) shared.rows[at] = chunk.count;
     FenceSharedProxies();
-    __syncwarp();  // The warp's part is there.
-    if (threadIdx.x % kWarp == 0) Arrive(shared.full + at);
+    Arrive(shared.full + at);  // Every thread, which racecheck follows.
     chunk = next;
   }
 }
@@ -99,9 +98,8 @@ __device__ __forceinline__ void WalkChunks(const RecurrentMixerArgs& args, int h
       state[m].template Step<kDelta>(stage, m, shared.Factors(at), args.scale, thread, o);
       outputs.Put(o, m * kTileValues, thread);
     }
-    __syncwarp();  // The stage is used up.
-    if (thread % kWarp == 0) Arrive(shared.empty + at);
-    SyncWalkers();  // The outputs are there.
+    Arrive(shared.empty + at);  // The stage is used up.
+    SyncWalkers();              // The outputs are there.
     StoreStates(args, segment, head, chunk.begin + chunk.count, 0, state);
     share.Store(segment, chunk, outputs, shared.weight, nonfinite);
   }
@@ -129,8 +127,8 @@ __global__ void __launch_bounds__(kThreads, 1) FusedChunksKernel(const Recurrent
   if (thread == 0) {
     shared.segment() = segment;
     for (int i = 0; i < kStages; ++i) {
-      InitBarrier(shared.full + i, kMakerWarps);
-      InitBarrier(shared.empty + i, kGroupThreads / kWarp);
+      InitBarrier(shared.full + i, kMakers);
+      InitBarrier(shared.empty + i, kGroupThreads);
     }
     FenceBarrierInit();
   }

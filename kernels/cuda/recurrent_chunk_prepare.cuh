@@ -149,6 +149,8 @@ __device__ __forceinline__ void MakeChunk(const RecurrentWork& work, const Mixer
   }
   SyncMakers<kMakers>();  // q, k and the gates are there, and v, in the place of U.
   if (warp >= kHalf) {
+    // Nothing to wait for; but racecheck orders by how many barriers a thread has passed.
+    if (kDelta) asm volatile("bar.sync 4, %0;" ::"n"(kHalf * kWarp) : "memory");
     MakeP<kPad>(stage, gates, work.args.scale, (warp - kHalf) * 16, lane);
   } else if (kDelta) {
     auto* const diagonal = reinterpret_cast<float(*)[kBlock]>(makers.scratch[2 * warp]);

@@ -265,9 +265,11 @@ std::vector<float> RunCopies(const CudaSequence& sequence, int32_t position, int
 // One row has a block a part, few rows two or four parts a block, many rows as many as make up a
 // block's work; under a larger bound parts meet in memory, else in a cluster or in a block.
 TEST_F(AttentionCudaTest, ARowHasTheSameBitsInEveryFormOfTheLaunch) {
-  for (const AttentionShape& shape :
-       {AttentionShape{8, 2, 128}, AttentionShape{9, 3, 64}, AttentionShape{3, 1, 256}}) {
-    const CudaSequence sequence(shape, KvDType::kBF16, 4300, 13);
+  for (const auto& [shape, type] : {std::pair(AttentionShape{8, 2, 128}, KvDType::kBF16),
+                                    std::pair(AttentionShape{9, 3, 64}, KvDType::kBF16),
+                                    std::pair(AttentionShape{3, 1, 256}, KvDType::kBF16),
+                                    std::pair(AttentionShape{8, 2, 128}, KvDType::kE4m3)}) {
+    const CudaSequence sequence(shape, type, 4300, 13);
     const size_t width = sequence.Width();
     for (int32_t position : {0, 127, 128, 700, 1023, 1024, 1500, 4095, 4096, 4299}) {
       for (int32_t window : {0, 1000}) {
