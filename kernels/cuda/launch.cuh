@@ -3,8 +3,10 @@
 // kernel start when every block of its predecessor has called LetNextStart or has left. In return
 // every kernel that is launched so calls WaitForEarlier in each of its blocks, also in blocks with
 // nothing to do: what is launched next waits for this kernel alone, and relies on it for all that
-// came before. Until then it may only read what no kernel of the step writes, such as weights,
-// lists that were copied to the device and its own arguments, and writes nothing but shared memory.
+// came before. Until then it may only read what no kernel of the step before it writes, such as
+// weights, lists that were copied to the device, states and caches of earlier steps and its own
+// arguments, and writes nothing but shared memory. (A step begins with copies of its lists, which
+// wait for all of the step before.)
 #pragma once
 
 #include <cuda_runtime.h>

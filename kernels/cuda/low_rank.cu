@@ -93,11 +93,11 @@ __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant_
   const Part& it = call.parts[which];
   const int32_t before = which == 0 ? 0 : call.parts[which - 1].block_end;
   const int32_t first_row = static_cast<int32_t>(blockIdx.y) * kRows;
+  int64_t entry = -1;
   if (threadIdx.x < kRows) {
     const int32_t place = first_row + static_cast<int32_t>(threadIdx.x);
-    list[threadIdx.x] = place >= call.rows         ? -1
-                        : call.row_list == nullptr ? place
-                                                   : call.row_list[place];
+    if (place < call.rows) entry = call.row_list == nullptr ? place : call.row_list[place];
+    list[threadIdx.x] = entry;
   }
   const int32_t n =
       (static_cast<int32_t>(blockIdx.x) - before) * kThreads + static_cast<int32_t>(threadIdx.x);
@@ -106,7 +106,7 @@ __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant_
   if (has_factor && is_output) LoadInputs(it.weights, n, 0, line);
   const float bias = it.part.bias == nullptr || !is_output ? 0.0f : it.part.bias[n];
   // The list is whole.
-  const bool has_rows = __syncthreads_or(threadIdx.x < kRows && list[threadIdx.x] >= 0) != 0;
+  const bool has_rows = __syncthreads_or(entry >= 0) != 0;
   WaitForEarlier();
   if (!has_rows) return;
   int32_t source = n;

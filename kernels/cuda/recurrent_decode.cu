@@ -4,7 +4,6 @@
 // Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200, 2026-11-27: 0.88 at 64
 // x 32 heads x 128; one row of 9 x 64 takes 4.2 us (tests/bench/gpu/RESULTS.md).
 #include "kernels/cuda/barrier.cuh"
-#include "kernels/cuda/bulk_prefetch.cuh"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/recurrent_launch.h"
@@ -142,34 +141,32 @@ struct Channels {
     return shape.conv_taps > 1 ? segment.position % (shape.conv_taps - 1) : 0;
   }
 
-  __device__ void LoadWeights(const RecurrentMixerArgs& args, int head) {
+  // What there is before x: the taps and what the slot remembers.
+  __device__ void LoadBefore(const RecurrentWork& work, const MixerSegment& segment, int head) {
+    const RecurrentMixerArgs& args = work.args;
+    const SlotShape& shape = args.shape;
+    const int place = Place(shape, segment);
+    const std::byte* const slot =
+        InSlot<const std::byte>(args.slot_base, segment.src_slot, work.layout.conv_offset);
     const int64_t channels = int64_t{3} * args.shape.heads * args.shape.head_dim;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
 #pragma unroll
       for (int t = 0; t < kTaps; ++t) {
-        const bool has = Has(i, args.shape.head_dim) && t < args.shape.conv_taps;
-        weights[i][t] = has ? args.conv[t * channels + Channel(args.shape, head, i)] : 0.0f;
+        const int64_t c = Channel(shape, head, i);
+        const bool has = Has(i, shape.head_dim) && t < shape.conv_taps;
+        weights[i][t] = has ? args.conv[t * channels + c] : 0.0f;
+        before[i][t] = 0;
+        if (t == 0 || !has || IsPadding(segment) || segment.position < t) continue;
+        before[i][t] = CacheWord::Load(shape.dtype, slot, At(shape, place, t, c)).bits;
       }
     }
   }
-  __device__ void Load(const RecurrentWork& work, const MixerSegment& segment, int64_t row,
-                       int head) {
-    const SlotShape& shape = work.args.shape;
-    const int place = Place(shape, segment);
-    const std::byte* const slot =
-        InSlot<const std::byte>(work.args.slot_base, segment.src_slot, work.layout.conv_offset);
+  __device__ void Load(const RecurrentMixerArgs& args, int64_t row, int head) {
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      const int64_t c = Channel(shape, head, i);
-      const bool has = Has(i, shape.head_dim);
-      x[i] = has ? work.args.qkv[row * work.args.qkv_stride + c] : 0.0f;
-#pragma unroll
-      for (int t = 1; t < kTaps; ++t) {
-        before[i][t] = 0;
-        if (!has || t >= shape.conv_taps || segment.position < t) continue;
-        before[i][t] = CacheWord::Load(shape.dtype, slot, At(shape, place, t, c)).bits;
-      }
+      const int64_t c = Channel(args.shape, head, i);
+      x[i] = Has(i, args.shape.head_dim) ? args.qkv[row * args.qkv_stride + c] : 0.0f;
     }
   }
 
@@ -319,11 +316,16 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
       reinterpret_cast<float*>(staged) + warp * Shape::kStages * Shape::kBatchFloats, full[warp]};
   Channels<kPad, kTaps> channels;
   OutputElement of_thread;
+  const float* const rows = source + first * d;
+  const bool is_staged = kExact && source != nullptr;
   if (is_row) {
-    if (source != nullptr && thread == 0) PrefetchToL2(source, int64_t{4} * d * d);
-    channels.LoadWeights(args, head);
+    // The slot is of the steps before: no kernel of this one writes it but this.
+    if (is_staged) {
+      stages.Init();
+      for (int b = 0; b < Shape::kStages; ++b) stages.Fetch(rows, b);
+    }
+    channels.LoadBefore(work, segment, head);
     if (thread < d) of_thread.weight = args.norm_weight[static_cast<int64_t>(head) * d + thread];
-    if (kExact) stages.Init();
   }
   WaitForEarlier();
   if (!is_row) return;
@@ -332,10 +334,7 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
     if (thread < d && row >= 0) out[thread] = 0;
     return;
   }
-  const float* const rows = source + first * d;
-  const bool is_staged = kExact && source != nullptr;
-  for (int b = 0; is_staged && b < Shape::kStages; ++b) stages.Fetch(rows, b);
-  channels.Load(work, segment, row, head);
+  channels.Load(args, row, head);
   if (thread < d)
     of_thread.z = args.z[row * args.z_stride + static_cast<int64_t>(head) * d + thread];
   const float2 gates = GatesOf(args, row, head);

@@ -265,9 +265,15 @@ __global__ void __launch_bounds__(DecodeShape<T, kPad>::kThreads)
   const int group = args.heads / args.shape.kv_heads, kv_head = head / group;
   const bool is_row = segment.row_count == 1, is_padding = IsPadding(segment);
   const int64_t row = is_row ? RowOf(args.row_list, segment, 0) : -1;
-  if (is_row && !is_padding && segment.position > 0 && thread < 2) {
-    PrefetchToL2(work.Keys<const T>(segment.src_slot, thread * args.shape.kv_heads + kv_head),
-                 work.places() * d * static_cast<int64_t>(sizeof(T)));
+  const Visible visible(segment.position, args.shape.window, args.shape.sinks);
+  Tile<T, kPad> tile;
+  // The ring is of the steps before; what this one adds, no row sees there.
+  if (is_row && !is_padding) {
+    if (segment.position > 0 && thread < 2) {
+      PrefetchToL2(work.Keys<const T>(segment.src_slot, thread * args.shape.kv_heads + kv_head),
+                   work.places() * d * static_cast<int64_t>(sizeof(T)));
+    }
+    tile.Load(work, segment.src_slot, kv_head, visible, 0);
   }
   own.Clear(d);
   WaitForEarlier();
@@ -286,9 +292,6 @@ __global__ void __launch_bounds__(DecodeShape<T, kPad>::kThreads)
   if (args.gate != nullptr && has_own) {
     gate = args.gate[row * args.gate_stride + head + own_head] + args.gate_bias[head + own_head];
   }
-  const Visible visible(segment.position, args.shape.window, args.shape.sinks);
-  Tile<T, kPad> tile;
-  tile.Load(work, segment.src_slot, kv_head, visible, 0);
   own.Prepare(args, row, head, kv_head);
   __syncthreads();  // The row is prepared.
   Share shares[kHeads];
