@@ -28,6 +28,8 @@ absl::Status QkRopeAppend(const QkRopeAppendArgs& args, Stream stream);
 // What it refuses.
 absl::Status CheckAppend(const QkRopeAppendArgs& args);
 absl::Status PagedAttention(const AttentionArgs& args, Stream stream);
+// Both may read states and rings while kernels before them in the stream still run: between two
+// calls on the same slot there is a copy, as of a step's lists, or the stream is waited for.
 absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream);
 absl::Status WindowMixer(const WindowMixerArgs& args, Stream stream);
 

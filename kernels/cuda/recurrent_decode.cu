@@ -33,14 +33,15 @@ struct StagedRows {
   float* buffer;  // [stage][row][kPad]
   uint64_t* full;
 
-  __device__ void Init() const {
+  // `rows`: the warp's of the state.
+  __device__ void Begin(const float* rows) const {
     if (threadIdx.x % kWarp == 0) {
       for (int i = 0; i < Shape::kStages; ++i) InitBarrier(full + i, 1);
       FenceBarrierInit();
     }
     __syncwarp();  // The barriers are ready.
+    for (int b = 0; b < Shape::kStages; ++b) Fetch(rows, b);
   }
-  // `rows`: the warp's of the state.
   __device__ void Fetch(const float* rows, int batch) const {
     if (threadIdx.x % kWarp != 0) return;
     constexpr uint32_t kBytes = Shape::kBatchFloats * sizeof(float);
@@ -320,10 +321,7 @@ __global__ void __launch_bounds__(DecodeShape<kPad>::kWarps* kWarp,
   const bool is_staged = kExact && source != nullptr;
   if (is_row) {
     // The slot is of the steps before: no kernel of this one writes it but this.
-    if (is_staged) {
-      stages.Init();
-      for (int b = 0; b < Shape::kStages; ++b) stages.Fetch(rows, b);
-    }
+    if (is_staged) stages.Begin(rows);
     channels.LoadBefore(work, segment, head);
     if (thread < d) of_thread.weight = args.norm_weight[static_cast<int64_t>(head) * d + thread];
   }
