@@ -1,28 +1,18 @@
 // Catches cache entries that cross tenants or salts, marks that reach the engine unsorted, prompt
 // probabilities read from a cache that has none, and a chat's volatile tail taken for history.
 #include <gmock/gmock.h>
-#include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
 #include <string>
 
 #include "absl/strings/str_format.h"
-#include "server/translate.h"
-#include "server/translate_options.h"
-#include "tests/server/service_fakes.h"
+#include "tests/server/translate_fixture.h"
 
 namespace morphserve {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
-
-template <typename T>
-T Parse(const std::string& text) {
-  T message;
-  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &message)) << text;
-  return message;
-}
 
 // Like the simple template, but a prompt ends with what an answer of the past does not have, and
 // notes stand before the last question, as tools do in some templates.
@@ -59,37 +49,20 @@ class VolatileTemplate final : public ChatTemplate {
   const std::vector<std::string> capabilities_;
 };
 
-class TranslateCacheTest : public ::testing::Test {
+class TranslateCacheTest : public TranslateTest {
  protected:
-  TranslateCacheTest() {
-    model_.engine = &engine_;
-    model_.chat_template = &simple_;
-    model_.name = "tiny";
-    facts_.tenant = "team";
-    facts_.received = absl::FromUnixSeconds(1'700'000'000);
-  }
-
   Request Options(const std::string& options) const {
-    const auto request = Translator(&model_, &config_)
-                             .Generate(Parse<v1::GenerateRequest>(absl::StrFormat(
-                                           "text: 'abcdef' options { %s }", options)),
-                                       facts_);
-    EXPECT_TRUE(request.ok()) << request.status();
-    return request.value_or(Request());
+    return Taken(Generate(absl::StrFormat("text: 'abcdef' options { %s }", options)));
   }
-  Request Chat(const std::string& chat) const {
-    const auto request = Translator(&model_, &config_).Chat(Parse<v1::ChatRequest>(chat), facts_);
-    EXPECT_TRUE(request.ok()) << request.status();
-    return request.value_or(Request());
-  }
+  Request Chat(const std::string& chat) const { return Taken(TranslateTest::Chat(chat)); }
 
-  testing::ByteTokenizer tokenizer_;
-  testing::SimpleTemplate simple_;
   VolatileTemplate volatile_;
-  testing::FakeEngine engine_{&tokenizer_};
-  ServedModel model_;
-  ServerConfig config_;
-  CallFacts facts_;
+
+ private:
+  static Request Taken(const absl::StatusOr<Request>& request) {
+    EXPECT_TRUE(request.ok()) << request.status();
+    return request.value_or(Request());
+  }
 };
 
 TEST_F(TranslateCacheTest, TheTenantIsAlwaysPartOfTheSalt) {
@@ -152,13 +125,18 @@ TEST_F(TranslateCacheTest, NothingIsReckonedWhereItCannotHelp) {
   volatile_.one_question = false;
   int encoded = 0;
   tokenizer_.on_encode = [&encoded] { ++encoded; };
-  config_.cache.prefix = false;
-  EXPECT_FALSE(Chat("messages { role: 'user' content: 'hi' }").cache.stable_tokens.has_value());
+  ServerConfig config;
+  config.cache.prefix = false;
+  const auto request =
+      Translator(&model_, &config)
+          .Chat(Parse<v1::ChatRequest>("messages { role: 'user' content: 'hi' }"), facts_);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_FALSE(request->cache.stable_tokens.has_value());
   EXPECT_EQ(encoded, 1);
 }
 
 TEST_F(TranslateCacheTest, TheSecondReadingIsNoLongerThanTheFirst) {
-  model_.chat_template = &simple_;
+  model_.chat_template = &chat_template_;
   int encoded = 0;
   tokenizer_.on_encode = [&encoded] { ++encoded; };
   const Request request = Chat("messages { role: 'user' content: 'hi' }");
