@@ -89,7 +89,8 @@ class HybridModel {
   absl::Status Mlp(const LayerWeights& layer, int32_t rows);
   absl::Status Norm(const Parameter& weight, int32_t rows);
   kernels::MatmulNorm NormFirst(const Parameter& weight, float* normed) const;
-  // The normalised stream is wanted by more than one product, which a norm of each would repeat.
+  // The normalised stream is written by itself: for products of some of the rows, which take no
+  // norm, and for a branch's own projections.
   bool normed_apart() const;
   // Linear rows use only projections of their own.
   bool own_projections() const { return branches_ != nullptr && branches_->header.config.own; }

@@ -25,13 +25,14 @@ struct LayerContext {
   std::byte* arena_base = nullptr;
 };
 
-// Reads buffers.normed and, for shared projections and windows, the base's q, k, v before rotation;
-// writes the linear rows of buffers.mixed. q and k of these rows are scratch afterwards.
+// Reads what DownPart gave, for projections of its own buffers.normed, and for shared ones and
+// windows the base's q, k, v before rotation; writes the linear rows of buffers.mixed. q and k of
+// these rows are scratch afterwards.
 absl::Status LinearMix(const LayerContext& context, const LayerWeights& base,
                        const LinearWeights& branch, const LayerRows& rows);
 
-// What branches with a state take from the normalised stream, and those with shared projections
-// from what the mixers made, beside the base's products.
+// Products beside the base's: of branches with a state, from the normalised stream, and of those
+// with shared projections too, from what the mixers made.
 kernels::MatmulPart DownPart(const LayerContext& context, const LinearWeights& branch);
 kernels::MatmulPart OutputDownPart(const LayerContext& context, const LinearWeights& branch);
 

@@ -32,20 +32,27 @@ __device__ inline void Arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
 
+// A loop in PTX, whose text depends on who wrote what is waited for.
+#define MS_WAIT_FOR_PARITY(scope)      \
+  "{\n"                                \
+  ".reg .pred done;\n"                 \
+  "again:\n"                           \
+  "mbarrier.try_wait.parity" scope     \
+  ".shared::cta.b64 done, [%0], %1;\n" \
+  "@done bra.uni finished;\n"          \
+  "bra.uni again;\n"                   \
+  "finished:\n"                        \
+  "}"
 // Returns when the phase of that parity is complete.
 __device__ inline void Wait(uint64_t* barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra.uni finished;\n"
-      "bra.uni again;\n"
-      "finished:\n"
-      "}" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
+  asm volatile(MS_WAIT_FOR_PARITY("")::"r"(SharedAddress(barrier)), "r"(parity) : "memory");
 }
+// The same for what other blocks of the cluster sent (cluster.cuh).
+__device__ inline void WaitForBlocks(uint64_t* barrier, uint32_t parity) {
+  asm volatile(MS_WAIT_FOR_PARITY(".acquire.cluster")::"r"(SharedAddress(barrier)), "r"(parity)
+               : "memory");
+}
+#undef MS_WAIT_FOR_PARITY
 
 // What this thread's ordinary stores to shared memory wrote is, after the next barrier, in order
 // with bulk copies and warpgroup products.

@@ -40,19 +40,4 @@ __device__ inline void SendToBlock(int rank, const float2* to, const float2& val
       : "memory");
 }
 
-// As Wait, for what other blocks sent.
-__device__ inline void WaitForBlocks(uint64_t* barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra.uni finished;\n"
-      "bra.uni again;\n"
-      "finished:\n"
-      "}" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
-}
-
 }  // namespace morphserve::kernels::cuda

@@ -109,7 +109,8 @@ class QueryPreparer {
   __device__ void Finish(int item, const LaneRotation<kElements>& rotation,
                          NewRow<T, kDim>* added) const {
     float* const head = queries_->heads[item];
-    const bool is_query = item<work_.count, is_value = item> work_.count;
+    const bool is_query = item < work_.count;
+    const bool is_value = item > work_.count;
     float x[kElements];
 #pragma unroll
     for (int j = 0; j < kElements; ++j) x[j] = head[Element(j)];

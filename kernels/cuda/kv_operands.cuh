@@ -18,33 +18,31 @@ struct KvOperands {
   __device__ static uint32_t PieceAt(uint32_t tile, int row, int piece) {
     return PieceAddress(tile, row, piece);
   }
-  // B of the products with 16 keys, of kSteps steps of 16 elements from `first` on.
-  template <int kSteps>
-  class Keys {
+  // B of kSteps steps of 16 elements from `first` on, for 16 positions: of the products with keys;
+  // and of those with values, of each step two registers for each of two sums.
+  template <int kSteps, bool kOfValues>
+  class Operands {
    public:
     __device__ void Load(uint32_t tile, int position, int first) {
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) LoadRowsB(b_[k], tile, position, first + k);
+      for (int i = 0; i < kSteps; ++i) {
+        if constexpr (kOfValues) {
+          LoadColumnsB(b_[i], tile, position, first + i);
+        } else {
+          LoadRowsB(b_[i], tile, position, first + i);
+        }
+      }
     }
-    __device__ void Step(int k, uint32_t (&b)[4]) const { memcpy(b, b_[k], sizeof(b)); }
+    __device__ void Step(int i, uint32_t (&b)[4]) const { memcpy(b, b_[i], sizeof(b)); }
 
    private:
     uint32_t b_[kSteps][4];
   };
-  // B of the products with 16 values: of each of kSteps steps of 16 elements from `first` on, two
-  // registers for each of two sums.
   template <int kSteps>
-  class Values {
-   public:
-    __device__ void Load(uint32_t tile, int position, int first) {
-#pragma unroll
-      for (int n = 0; n < kSteps; ++n) LoadColumnsB(b_[n], tile, position, first + n);
-    }
-    __device__ void Step(int n, uint32_t (&b)[4]) const { memcpy(b, b_[n], sizeof(b)); }
+  using Keys = Operands<kSteps, false>;
+  template <int kSteps>
+  using Values = Operands<kSteps, true>;
 
-   private:
-    uint32_t b_[kSteps][4];
-  };
   // Where an element of a query lies among the columns of A.
   __device__ static int QueryPlace(int element) { return element; }
   // Stores what lane `t` of four has in the two sums of step `n`; place(e) is that of element e.

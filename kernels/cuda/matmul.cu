@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "kernels/common/matmul_stages.h"
@@ -280,25 +281,22 @@ MatmulArgs TakeRun(MatmulArgs* rest) {
 }
 
 // A norm and an activation are part of a launch when our own kernel takes a run as it is. A norm is
-// of every run; an activation needs its two parts in one.
-bool FusesRuns(const MatmulArgs& args) {
+// of every run; an activation needs its two parts in one. `plans` gets the runs' in order.
+bool FusesRuns(const MatmulArgs& args, std::vector<GemvPlan>* plans) {
   for (MatmulArgs rest = args; !rest.parts.empty();) {
     const MatmulArgs run = TakeRun(&rest);
-    GemvPlan plan;
     if (run.rows > kFusedRowsMax || run.parts.front().weights->format == WeightFormat::kF32 ||
-        (run.swiglu && run.parts.size() != 2) || !PlanOf(run, &plan)) {
+        (run.swiglu && run.parts.size() != 2) || !PlanOf(run, &plans->emplace_back())) {
       return false;
     }
   }
   return true;
 }
 
-absl::Status FusedRuns(const MatmulArgs& args, Stream stream) {
-  for (MatmulArgs rest = args; !rest.parts.empty();) {
-    const MatmulArgs run = TakeRun(&rest);
-    GemvPlan plan;
-    PlanOf(run, &plan);  // As in FusesRuns.
-    if (absl::Status status = RunGemv(run, plan, stream); !status.ok()) return status;
+absl::Status FusedRuns(const MatmulArgs& args, const std::vector<GemvPlan>& plans, Stream stream) {
+  MatmulArgs rest = args;
+  for (const GemvPlan& plan : plans) {
+    if (absl::Status status = RunGemv(TakeRun(&rest), plan, stream); !status.ok()) return status;
   }
   return absl::OkStatus();
 }
@@ -360,7 +358,8 @@ absl::Status Matmul(const MatmulArgs& args, Stream stream) {
   if (status.ok()) status = CheckStages(args);
   if (!status.ok() || args.rows == 0) return status;
   if (HasStages(args)) {
-    if (FusesRuns(args)) return FusedRuns(args, stream);
+    std::vector<GemvPlan> plans;
+    if (FusesRuns(args, &plans)) return FusedRuns(args, plans, stream);
     return MatmulInStages(args, stream, RmsNorm, Matmul, SwiGlu);
   }
   const bool small = args.rows <= kGemvRowsMax && !BetterLarge(args);

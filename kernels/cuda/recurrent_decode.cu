@@ -1,6 +1,7 @@
-// Decode rows of the recurrent mixer, one launch a layer: a block takes one row and one head. Each
-// warp has rows of the state of its own, which bulk copies bring to shared memory while the
-// convolution, the norms and the gates are done: three blocks of an SM keep enough bytes under way.
+// Decode rows of the recurrent mixer, one launch a layer: a block takes one row and one head.
+// Each warp has rows of the state of its own, which bulk copies bring to shared memory, the
+// first of them while the kernels ahead still run: three blocks of an SM keep enough bytes under
+// way.
 // Floor: 2 * SlotStateBytes a row over the copy bandwidth. Share on an H200, 2026-11-27: 0.88 at 64
 // x 32 heads x 128; one row of 9 x 64 takes 3.7 us on an H100 (tests/bench/gpu/RESULTS.md).
 #include "kernels/cuda/barrier.cuh"

@@ -6,7 +6,8 @@
 // they are merged in a fixed order at the end.
 //
 // Floor: SlotRingBytes a row and the read bandwidth. Share on an H200, 2026-11-27: 0.24 for 64 rows
-// of 32/8 x 128, 512 + 4; one row of 9/3 x 64, 128 + 4 takes 3.8 us (tests/bench/gpu/RESULTS.md).
+// of 32/8 x 128, 512 + 4; one row of 9/3 x 64, 128 + 4 takes 2.9 us on an H100
+// (tests/bench/gpu/RESULTS.md).
 #include <cmath>
 
 #include "kernels/cuda/bulk_prefetch.cuh"

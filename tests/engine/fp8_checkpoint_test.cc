@@ -133,6 +133,7 @@ TEST(Fp8CheckpointTest, NanAndBadScalesAreRefusedByTheNameOfTheirTensor) {
 }
 
 TEST(Fp8CacheTest, OnADeviceLogitsStayNearThoseOfTheWiderCache) {
+  // Only a device has such pages; that the CPU refuses them is the next test.
   if (TestDevice() != DeviceKind::kCuda) GTEST_SKIP() << "MORPHSERVE_TEST_DEVICE is not cuda";
   const Fp8Folder folder(Fp8Kind::kTensor);
   Forward wide(folder.twin(), WeightsDType::kBF16, 512);

@@ -10,6 +10,7 @@
 // a decode step, unless given.
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -47,29 +48,48 @@ std::vector<Case> ParseCases(const std::string& text) {
   return out;
 }
 
-int Main(int argc, char** argv) {
-  if (argc < 4) {
-    std::fprintf(stderr, "usage: step_bench MODEL BRANCHES|- CASES [--dtype bf16|fp8] ...\n");
-    return 2;
-  }
-  double bandwidth = 0;
-  double arena = 4;
+struct Options {
   WeightsDType dtype = WeightsDType::kNative;
   KvCacheDType kv = KvCacheDType::kAuto;
-  for (int i = 4; i + 1 < argc; i += 2) {
-    const std::string flag = argv[i];
-    if (flag == "--dtype" && std::string(argv[i + 1]) == "bf16") dtype = WeightsDType::kBF16;
-    if (flag == "--dtype" && std::string(argv[i + 1]) == "fp8") dtype = WeightsDType::kFp8;
-    if (flag == "--kv" && std::string(argv[i + 1]) == "fp8") kv = KvCacheDType::kFp8;
-    if (flag == "--bandwidth") bandwidth = std::atof(argv[i + 1]) * 1e9;
-    if (flag == "--arena") arena = std::atof(argv[i + 1]);
+  double bandwidth = 0;  // GB/s; 0: not told.
+  double arena = 4;      // GiB.
+};
+
+// False for a flag or a value that there is not.
+bool ParseFlag(const std::string& flag, const std::string& value, Options* options) {
+  static const std::map<std::string, WeightsDType> kWeights = {{"native", WeightsDType::kNative},
+                                                               {"bf16", WeightsDType::kBF16},
+                                                               {"fp8", WeightsDType::kFp8}};
+  static const std::map<std::string, KvCacheDType> kCaches = {{"auto", KvCacheDType::kAuto},
+                                                              {"fp8", KvCacheDType::kFp8}};
+  const auto choose = [&](const auto& choices, auto* out) {
+    const auto choice = choices.find(value);
+    if (choice != choices.end()) *out = choice->second;
+    return choice != choices.end();
+  };
+  const auto positive = [&](double* out) { return absl::SimpleAtod(value, out) && *out > 0; };
+  if (flag == "--dtype") return choose(kWeights, &options->dtype);
+  if (flag == "--kv") return choose(kCaches, &options->kv);
+  if (flag == "--bandwidth") return positive(&options->bandwidth);
+  return flag == "--arena" && positive(&options->arena);
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  bool sound = argc >= 4 && argc % 2 == 0;
+  for (int i = 4; sound && i < argc; i += 2) sound = ParseFlag(argv[i], argv[i + 1], &options);
+  if (!sound) {
+    std::fprintf(stderr,
+                 "usage: step_bench MODEL BRANCHES|- CASES [--dtype native|bf16|fp8] "
+                 "[--kv auto|fp8] [--bandwidth GB/S] [--arena GIB]\n");
+    return 2;
   }
   const std::vector<Case> cases = ParseCases(argv[3]);
   int32_t context = 0;
   for (const Case& one : cases) context = std::max(context, one.context);
   const std::string branches = argv[2] == std::string("-") ? "" : argv[2];
-  BenchModel bench(argv[1], branches, dtype, 8, context + 64, DeviceKind::kCuda,
-                   static_cast<int64_t>(arena * (1 << 30)), kv);
+  BenchModel bench(argv[1], branches, options.dtype, 8, context + 64, DeviceKind::kCuda,
+                   static_cast<int64_t>(options.arena * (1 << 30)), options.kv);
   const int32_t layers = bench.config().layers;
   std::printf("%s; weights %.0f MB, loaded in %.1f s\n", bench.place().info().name.c_str(),
               static_cast<double>(bench.weight_bytes()) / 1e6, bench.load_s());
@@ -87,7 +107,8 @@ int Main(int argc, char** argv) {
     std::printf("%-9s %6d %8d %6d %10.4f %10s %10.1f %9.0f %7.3f\n",
                 absl::StrFormat("%dF/%dL", k, layers - k).c_str(), one.batch, one.context, one.rows,
                 alone * 1e3, ahead > 0 ? absl::StrFormat("%.4f", ahead * 1e3).c_str() : "-",
-                bytes / 1e6, bytes / s / 1e9, bandwidth > 0 ? bytes / s / bandwidth : 0);
+                bytes / 1e6, bytes / s / 1e9,
+                options.bandwidth > 0 ? bytes / s / options.bandwidth / 1e9 : 0);
     std::fflush(stdout);
   }
   return 0;
