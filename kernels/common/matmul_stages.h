@@ -27,6 +27,19 @@ inline absl::Status CheckStages(const MatmulArgs& args) {
                      "memory, or with other parts than gate and up");
 }
 
+// The activation of a sound call with swiglu, once both products are made.
+inline SwiGluArgs SwiGluOfParts(const MatmulArgs& args) {
+  const MatmulPart &gate = args.parts[0], &up = args.parts[1];
+  return {.gate = gate.y,
+          .gate_stride = gate.y_stride,
+          .up = up.y,
+          .up_stride = up.y_stride,
+          .y = gate.y,
+          .y_stride = gate.y_stride,
+          .rows = args.rows,
+          .width = gate.weights->n};
+}
+
 // `product` runs the call without them. The call is sound.
 template <class RmsNormOf, class Product, class SwiGluOf>
 absl::Status MatmulInStages(const MatmulArgs& args, Stream stream, RmsNormOf rms_norm,
@@ -50,16 +63,7 @@ absl::Status MatmulInStages(const MatmulArgs& args, Stream stream, RmsNormOf rms
   }
   absl::Status status = product(plain, stream);
   if (!status.ok() || !args.swiglu) return status;
-  const MatmulPart &gate = args.parts[0], &up = args.parts[1];
-  return swiglu(SwiGluArgs{.gate = gate.y,
-                           .gate_stride = gate.y_stride,
-                           .up = up.y,
-                           .up_stride = up.y_stride,
-                           .y = gate.y,
-                           .y_stride = gate.y_stride,
-                           .rows = args.rows,
-                           .width = gate.weights->n},
-                stream);
+  return swiglu(SwiGluOfParts(args), stream);
 }
 
 }  // namespace morphserve::kernels

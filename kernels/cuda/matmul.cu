@@ -1,91 +1,22 @@
 // Matrix product of token rows with weights. Up to 64 rows go to our own kernel (gemv.h), which
 // reads the weights once and asks the row list on the device; more rows, and without a list fewer
-// where that is faster, become bf16 in the workspace and go to cuBLASLt (cublas.h), whose result is
-// written in place, or, with a row list or a bias, from a buffer by rows. Quantised weights of the
-// large product become bf16 in the workspace, a range of outputs at a time. f32 weights, the
-// reference mode, have a plain kernel of their own.
-#include <cuda_bf16.h>
-
+// where that is faster, become bf16 in the workspace and go to cuBLASLt (large_product.h). f32
+// weights, the reference mode, have a plain kernel of their own.
 #include <algorithm>
 #include <array>
 #include <vector>
 
 #include "absl/strings/str_format.h"
 #include "kernels/common/matmul_stages.h"
-#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/gemv.h"
 #include "kernels/cuda/gemv_call.h"
+#include "kernels/cuda/large_product.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/matrix_bf16.h"
 #include "kernels/cuda/matrix_layout.h"
 #include "kernels/cuda/ops.h"
 
 namespace morphserve::kernels::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int64_t kWeightTileBytes = int64_t{32} << 20;
-constexpr int32_t kResultOutputs = 2048;
-
-int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
-// The pieces of the workspace of a large product.
-struct Layout {
-  Layout(int32_t rows, int32_t k)
-      : inputs(RoundUp(k, 32)),
-        x(kCublasWorkspaceBytes),
-        weights(x + RoundUp(rows * inputs * 2, 256)),
-        weight_rows(std::max<int64_t>(64, kWeightTileBytes / (inputs * 2) / 64 * 64)),
-        result(weights + weight_rows * inputs * 2),
-        bytes(result + int64_t{rows} * kResultOutputs * 4) {}
-  int64_t inputs;
-  int64_t x;
-  int64_t weights;
-  int64_t weight_rows;
-  int64_t result;
-  int64_t bytes;
-};
-
-// -1: not listed.
-__device__ inline int64_t RowAt(const int32_t* row_list, unsigned place) {
-  return row_list == nullptr ? int64_t{place} : int64_t{row_list[place]};
-}
-
-// x rows by the list as bf16, padded with zeros; rows that are not listed are zero. A block makes
-// kRoundedInputs of a row, four a thread.
-constexpr int kRoundedInputs = 4 * kThreads;
-__global__ void RoundRowsKernel(const MatmulArgs args, int32_t k, int32_t inputs,
-                                __nv_bfloat16* out) {
-  BeginStep();
-  const int64_t row = RowAt(args.row_list, blockIdx.x);
-  const float* x = args.x + row * args.x_stride;
-  __nv_bfloat16* to = out + int64_t{blockIdx.x} * inputs;
-  const auto first = static_cast<int>(blockIdx.y) * kRoundedInputs + static_cast<int>(threadIdx.x);
-  float values[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const int i = first + j * kThreads;
-    values[j] = row >= 0 && i < k ? x[i] : 0.0f;
-  }
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const int i = first + j * kThreads;
-    if (i < inputs) to[i] = __float2bfloat16_rn(values[j]);
-  }
-}
-
-// y[row_list[r]][first + i] = [+] result[r][i] + bias[first + i].
-__global__ void ScatterKernel(const float* result, const int32_t* row_list, const MatmulPart part,
-                              int32_t first, int32_t count) {
-  const int64_t row = RowAt(row_list, blockIdx.x);
-  if (row < 0) return;
-  float* y = part.y + row * part.y_stride + first;
-  const float* from = result + int64_t{blockIdx.x} * count;
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    const float sum = from[i] + (part.bias == nullptr ? 0.0f : part.bias[first + i]);
-    y[i] = part.accumulate ? y[i] + sum : sum;
-  }
-}
 
 // A block makes 16 x 16 outputs, an output a thread, f32 chain with k ascending.
 constexpr int kSide = 16;
@@ -121,66 +52,6 @@ absl::Status PlainProduct(const MatmulArgs& args, const MatmulPart& part, Stream
                   static_cast<unsigned>((args.rows + kSide - 1) / kSide));
   return Launch("f32 product", PlainKernel, {.grid = grid, .block = dim3(kSide, kSide)},
                 StreamOf(stream), args, part, *part.weights);
-}
-
-// One range of outputs of a part: `weights` are its rows as bf16.
-absl::Status LargeRange(const MatmulArgs& args, const MatmulPart& part, const Layout& layout,
-                        const std::byte* weights, int32_t first, int32_t count, Stream stream) {
-  BigProduct product = {.x = args.workspace + layout.x,
-                        .m = args.rows,
-                        .k = static_cast<int32_t>(layout.inputs),
-                        .workspace = args.workspace};
-  if (args.row_list == nullptr && part.bias == nullptr) {
-    product.w = weights;
-    product.y = part.y + first;
-    product.y_stride = part.y_stride;
-    product.n = count;
-    product.accumulate = part.accumulate;
-    return RunBigProduct(product, stream);
-  }
-  product.y = reinterpret_cast<float*>(args.workspace + layout.result);
-  for (int32_t at = 0; at < count; at += kResultOutputs) {
-    product.n = std::min(kResultOutputs, count - at);
-    product.y_stride = product.n;
-    product.w = weights + at * layout.inputs * 2;
-    if (absl::Status status = RunBigProduct(product, stream); !status.ok()) return status;
-    ScatterKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(
-        product.y, args.row_list, part, first + at, product.n);
-    if (absl::Status status = LaunchStatus("scatter"); !status.ok()) return status;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status LargePart(const MatmulArgs& args, const MatmulPart& part, const Layout& layout,
-                       Stream stream) {
-  const PackedMatrix& w = *part.weights;
-  if (w.format == WeightFormat::kBF16) {
-    return LargeRange(args, part, layout, w.data, 0, w.n, stream);
-  }
-  std::byte* const tile = args.workspace + layout.weights;
-  for (int32_t first = 0; first < w.n; first += static_cast<int32_t>(layout.weight_rows)) {
-    const int32_t count = static_cast<int32_t>(std::min<int64_t>(layout.weight_rows, w.n - first));
-    absl::Status status = RowsAsBf16(w, first, count, count, tile, stream);
-    if (status.ok()) status = LargeRange(args, part, layout, tile, first, count, stream);
-    if (!status.ok()) return status;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status LargeProduct(const MatmulArgs& args, Stream stream) {
-  const int32_t k = args.parts.front().weights->k;
-  const Layout layout(args.rows, k);
-  const auto inputs = static_cast<int32_t>(layout.inputs);
-  const auto pieces = static_cast<unsigned>((inputs + kRoundedInputs - 1) / kRoundedInputs);
-  absl::Status status = Launch(
-      "rounding of x", RoundRowsKernel,
-      {.grid = dim3(static_cast<unsigned>(args.rows), pieces), .block = kThreads}, StreamOf(stream),
-      args, k, inputs, reinterpret_cast<__nv_bfloat16*>(args.workspace + layout.x));
-  for (size_t i = 0; status.ok() && i < args.parts.size(); ++i) {
-    if (args.parts[i].weights->format == WeightFormat::kF32) continue;
-    status = LargePart(args, args.parts[i], layout, stream);
-  }
-  return status;
 }
 
 int32_t TilesOf(const MatmulPart& part) {
@@ -301,6 +172,18 @@ absl::Status FusedRuns(const MatmulArgs& args, const std::vector<GemvPlan>& plan
   return absl::OkStatus();
 }
 
+// Rows of all parts are rounded, so that a norm may go straight to its bf16.
+bool AllLarge(const MatmulArgs& args) {
+  return GoesLarge(args) && std::none_of(args.parts.begin(), args.parts.end(), [](auto& part) {
+           return part.weights->format == WeightFormat::kF32;
+         });
+}
+
+absl::Status LargeProduct(const MatmulArgs& args, Stream stream) {
+  absl::Status status = RoundInputs(args, stream);
+  return status.ok() ? MultiplyRounded(args, stream) : status;
+}
+
 absl::Status Check(const MatmulArgs& args) {
   const int32_t k = args.parts.front().weights == nullptr ? 0 : args.parts.front().weights->k;
   for (const MatmulPart& part : args.parts) {
@@ -330,27 +213,8 @@ absl::Status Check(const MatmulArgs& args) {
 }  // namespace
 
 int64_t MatmulBytes(int32_t rows, int32_t k) {
-  return rows <= kGemvRowsMax || k < 1 ? 0 : Layout(rows, k).bytes;
+  return rows <= kGemvRowsMax || k < 1 ? 0 : LargeProductBytes(rows, k);
 }
-
-namespace {
-
-// Where the large product is faster though the small one could take the rows (H200, 2026-11-27):
-// rows that stand together, and weights that need no unpacking, or a small matrix of them, or that
-// many rows share. The small product then rounds x too.
-bool BetterLarge(const MatmulArgs& args) {
-  if (args.rows <= kExactRowsMax || args.row_list != nullptr ||
-      args.workspace_bytes < Layout(args.rows, args.parts.front().weights->k).bytes) {
-    return false;
-  }
-  return std::all_of(args.parts.begin(), args.parts.end(), [&](const MatmulPart& part) {
-    const PackedMatrix& w = *part.weights;
-    constexpr int64_t kSmall = int64_t{16} << 20;
-    return !IsTiled(w.format) || args.rows > 32 || (args.rows > 16 && int64_t{w.n} * w.k <= kSmall);
-  });
-}
-
-}  // namespace
 
 absl::Status Matmul(const MatmulArgs& args, Stream stream) {
   if (args.parts.empty()) return absl::OkStatus();
@@ -360,9 +224,11 @@ absl::Status Matmul(const MatmulArgs& args, Stream stream) {
   if (HasStages(args)) {
     std::vector<GemvPlan> plans;
     if (FusesRuns(args, &plans)) return FusedRuns(args, plans, stream);
-    return MatmulInStages(args, stream, RmsNorm, Matmul, SwiGlu);
+    if (!AllLarge(args)) return MatmulInStages(args, stream, RmsNorm, Matmul, SwiGlu);
+    status = LargeProduct(args, stream);
+    return status.ok() && args.swiglu ? SwiGlu(SwiGluOfParts(args), stream) : status;
   }
-  const bool small = args.rows <= kGemvRowsMax && !BetterLarge(args);
+  const bool small = !GoesLarge(args);
   bool large = false;
   for (MatmulArgs rest = args; status.ok() && !rest.parts.empty();) {
     const MatmulArgs run = TakeRun(&rest);

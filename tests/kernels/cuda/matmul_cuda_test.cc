@@ -239,6 +239,13 @@ TEST_F(MatmulCudaTest, RefusesBrokenLimitsBeforeAnythingIsWritten) {
 
 // Needs no device: what a plan promises for every shape.
 // Branches without low-rank matrices ask with their rank, which is 0.
+TEST(MatmulBytesTest, WhatSuitsTheWidestSuitsAll) {
+  for (int32_t k = 1; k < 20000; k += 31) {
+    EXPECT_LE(MatmulBytes(70, k), MatmulBytes(70, k + 31)) << k;
+    EXPECT_LE(MatmulBytes(69, k), MatmulBytes(70, k)) << k;
+  }
+}
+
 TEST(MatmulBytesTest, AProductWithoutInputsNeedsNone) {
   EXPECT_EQ(MatmulBytes(1000, 0), 0);
   EXPECT_GT(MatmulBytes(1000, 1), 0);

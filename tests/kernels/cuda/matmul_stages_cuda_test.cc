@@ -36,23 +36,24 @@ struct Case {
 
   // y of both parts; that of gate is the activation when `swiglu`.
   std::vector<std::vector<float>> Run(const Backend& ops, bool swiglu) const {
-    const DeviceArray<float> dx(x), dw(weight), normed(rows * k);
+    const DeviceArray<float> dx(x), dw(weight), scratch(rows * k);
     const DeviceArray<float> first(rows * n), second(rows * n);
     const auto rows32 = static_cast<int32_t>(rows), k32 = static_cast<int32_t>(k);
     const DeviceArray<std::byte> workspace(static_cast<size_t>(ops.matmul_bytes(rows32, k32)) + 64);
     const auto stride = static_cast<int64_t>(n);
+    const MatmulNorm norm = {
+        .weight = dw.data(), .eps = kEps, .normed = scratch.data(), .normed_stride = k32};
     const MatmulPart parts[] = {{.weights = &gate.packed(), .y = first.data(), .y_stride = stride},
                                 {.weights = &up.packed(), .y = second.data(), .y_stride = stride}};
-    const absl::Status status = ops.matmul(
-        {.x = dx.data(),
-         .x_stride = k32,
-         .rows = rows32,
-         .parts = parts,
-         .norm = {.weight = dw.data(), .eps = kEps, .normed = normed.data(), .normed_stride = k32},
-         .swiglu = swiglu,
-         .workspace = workspace.data(),
-         .workspace_bytes = ops.matmul_bytes(rows32, k32)},
-        stream);
+    const absl::Status status = ops.matmul({.x = dx.data(),
+                                            .x_stride = k32,
+                                            .rows = rows32,
+                                            .parts = parts,
+                                            .norm = with_norm ? norm : MatmulNorm{},
+                                            .swiglu = swiglu,
+                                            .workspace = workspace.data(),
+                                            .workspace_bytes = ops.matmul_bytes(rows32, k32)},
+                                           stream);
     EXPECT_TRUE(status.ok()) << status;
     EXPECT_TRUE(Synchronize(stream).ok());
     return {first.Read(), second.Read()};
@@ -63,6 +64,7 @@ struct Case {
   Numbers numbers;
   DeviceMatrix gate, up;
   std::vector<float> weight, x;
+  bool with_norm = true;
 };
 
 void Check(const Case& c, const std::vector<std::vector<float>>& y, bool swiglu) {
@@ -120,6 +122,36 @@ TEST_F(MatmulStagesCudaTest, ANormIsOfPartsOfEveryFormat) {
         Check(c, c.Run(ops(), swiglu), swiglu);
         if (HasFatalFailure()) return;
       }
+    }
+  }
+}
+
+// A large product rounds normed rows at once; what it multiplies with is what the norm's own
+// operation gives, rounded. Rows beyond what a block holds of one, and ends of every kind.
+TEST_F(MatmulStagesCudaTest, ALargeProductHasTheBitsOfTheNormBeforeIt) {
+  for (const int32_t k : {1, 31, 255, 1000, 1024, 1025, 2048, 4097, 4700}) {
+    for (const int32_t rows : {65, 130}) {
+      Case c(DType::kBF16, 24, k, rows, stream());
+      const std::vector<std::vector<float>> fused = c.Run(ops(), false);
+      const DeviceArray<float> x(c.x), weight(c.weight), normed(c.x.size());
+      ASSERT_TRUE(ops()
+                      .rms_norm({.x = x.data(),
+                                 .x_stride = k,
+                                 .weight = weight.data(),
+                                 .y = normed.data(),
+                                 .y_stride = k,
+                                 .rows = rows,
+                                 .hidden = k,
+                                 .eps = kEps},
+                                stream())
+                      .ok());
+      Finish();
+      c.x = normed.Read();
+      c.with_norm = false;
+      const std::vector<std::vector<float>> expected = c.Run(ops(), false);
+      EXPECT_TRUE(SameBits(fused[0].data(), expected[0].data(), fused[0].size()) &&
+                  SameBits(fused[1].data(), expected[1].data(), fused[1].size()))
+          << "k " << k << " rows " << rows;
     }
   }
 }
