@@ -13,6 +13,7 @@ const Backend& CpuBackend() {
                                      .rope_rows = cpu::RopeRows,
                                      .copy_rows = cpu::CopyRows,
                                      .matmul = cpu::Matmul,
+                                     .mlp = cpu::Mlp,
                                      .rms_norm = cpu::RmsNorm,
                                      .swiglu = cpu::SwiGlu,
                                      .qk_rope_append = cpu::QkRopeAppend,

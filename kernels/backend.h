@@ -16,6 +16,7 @@
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/low_rank.h"
+#include "kernels/mlp.h"
 #include "kernels/qk_rope_append.h"
 #include "kernels/recurrent_mixer.h"
 #include "kernels/rmsnorm.h"
@@ -30,6 +31,7 @@ struct Backend {
   absl::Status (*rope_rows)(const RopeRowsArgs&, Stream) = nullptr;
   absl::Status (*copy_rows)(const CopyRowsArgs&, Stream) = nullptr;
   absl::Status (*matmul)(const MatmulArgs&, Stream) = nullptr;
+  absl::Status (*mlp)(const MlpArgs&, Stream) = nullptr;
   absl::Status (*rms_norm)(const RmsNormArgs&, Stream) = nullptr;
   absl::Status (*swiglu)(const SwiGluArgs&, Stream) = nullptr;
   absl::Status (*qk_rope_append)(const QkRopeAppendArgs&, Stream) = nullptr;

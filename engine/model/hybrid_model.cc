@@ -200,28 +200,18 @@ absl::Status HybridModel::OutputProjection(const LayerWeights& layer, int32_t la
 }
 
 absl::Status HybridModel::Mlp(const LayerWeights& layer, int32_t rows) {
-  const ModelConfig& c = config_;
-  const kernels::MatmulPart parts[] = {
-      {.weights = &layer.gate, .y = buffers_.gate, .y_stride = c.mlp_width},
-      {.weights = &layer.up, .y = buffers_.up, .y_stride = c.mlp_width}};
-  MS_RETURN_IF_ERROR(backend_->matmul({.x = buffers_.x,
-                                       .x_stride = c.hidden,
-                                       .rows = rows,
-                                       .parts = parts,
-                                       .norm = NormFirst(layer.ffn_norm, buffers_.normed),
-                                       .swiglu = true,
-                                       .workspace = buffers_.matmul_workspace,
-                                       .workspace_bytes = buffers_.matmul_workspace_bytes},
-                                      stream_));
-  const kernels::MatmulPart down = {
-      .weights = &layer.down, .y = buffers_.x, .y_stride = c.hidden, .accumulate = true};
-  return backend_->matmul({.x = buffers_.gate,
-                           .x_stride = c.mlp_width,
-                           .rows = rows,
-                           .parts = std::span(&down, 1),
-                           .workspace = buffers_.matmul_workspace,
-                           .workspace_bytes = buffers_.matmul_workspace_bytes},
-                          stream_);
+  return backend_->mlp({.x = buffers_.x,
+                        .x_stride = config_.hidden,
+                        .rows = rows,
+                        .norm = NormFirst(layer.ffn_norm, buffers_.normed),
+                        .gate = &layer.gate,
+                        .up = &layer.up,
+                        .down = &layer.down,
+                        .gate_rows = buffers_.gate,
+                        .up_rows = buffers_.up,
+                        .workspace = buffers_.matmul_workspace,
+                        .workspace_bytes = buffers_.matmul_workspace_bytes},
+                       stream_);
 }
 
 absl::Status HybridModel::Layer(int32_t index) {

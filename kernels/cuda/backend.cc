@@ -9,6 +9,7 @@ const Backend* CudaBackend() {
                                      .rope_rows = RopeRows,
                                      .copy_rows = CopyRows,
                                      .matmul = Matmul,
+                                     .mlp = Mlp,
                                      .rms_norm = RmsNorm,
                                      .swiglu = SwiGlu,
                                      .qk_rope_append = QkRopeAppend,

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_format.h"
 #include "kernels/common/matmul_stages.h"
+#include "kernels/common/mlp_stages.h"
 #include "kernels/cuda/gemv.h"
 #include "kernels/cuda/gemv_call.h"
 #include "kernels/cuda/large_product.h"
@@ -244,6 +245,22 @@ absl::Status Matmul(const MatmulArgs& args, Stream stream) {
   }
   if (status.ok() && large) status = LargeProduct(args, stream);
   return status;
+}
+
+absl::Status Mlp(const MlpArgs& args, Stream stream) {
+  absl::Status status = CheckMlp(args);
+  if (!status.ok()) return status;
+  const MlpProducts products(args);
+  const MatmulArgs gate_up = products.GateUp(), down = products.Down();
+  if (args.rows <= kFusedRowsMax || !AllLarge(gate_up) || !AllLarge(down)) {
+    return MlpInStages(products, stream, Matmul);
+  }
+  status = Check(gate_up);
+  if (status.ok()) status = CheckStages(gate_up);
+  if (status.ok()) status = Check(down);
+  if (status.ok()) status = LargeProduct(gate_up, stream);
+  if (status.ok()) status = RoundSwiGlu(SwiGluOfParts(gate_up), RowsInWorkspace(down), stream);
+  return status.ok() ? MultiplyRounded(down, stream) : status;
 }
 
 }  // namespace morphserve::kernels::cuda

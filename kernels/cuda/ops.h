@@ -21,6 +21,9 @@ absl::Status CopyRows(const CopyRowsArgs& args, Stream stream);
 // rounded to bf16.
 absl::Status Matmul(const MatmulArgs& args, Stream stream);
 int64_t MatmulBytes(int32_t rows, int32_t k);  // k 0, a rank that a branch lacks: 0.
+// Where Matmul takes the large product for all three matrices, neither normed nor gated rows are
+// written as f32; otherwise two calls of Matmul.
+absl::Status Mlp(const MlpArgs& args, Stream stream);
 absl::Status RmsNorm(const RmsNormArgs& args, Stream stream);
 absl::Status SwiGlu(const SwiGluArgs& args, Stream stream);
 absl::Status LowRank(const LowRankArgs& args, Stream stream);

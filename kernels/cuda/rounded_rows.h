@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/activation.h"
 #include "kernels/common/stream.h"
 #include "kernels/rmsnorm.h"
 
@@ -15,7 +16,8 @@ struct RoundedRows {
   int32_t inputs = 0;        // At least the width of the rows, a multiple of 32.
 };
 
-// y of the arguments is not used: the result goes to `to`. The norm is one of x alone.
+// In both y of the arguments is not used: the result goes to `to`. The norm is one of x alone.
 absl::Status RoundNormed(const RmsNormArgs& args, const RoundedRows& to, Stream stream);
+absl::Status RoundSwiGlu(const SwiGluArgs& args, const RoundedRows& to, Stream stream);
 
 }  // namespace morphserve::kernels::cuda
