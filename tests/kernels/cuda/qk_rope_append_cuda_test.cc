@@ -126,8 +126,12 @@ void CheckRow(Case* c, const std::vector<float>& q, const std::vector<float>& k,
 }
 
 TEST_F(QkRopeAppendCudaTest, AgreesWithTheOracleAndTouchesOnlyTheListedRows) {
-  const Shape shapes[] = {{9, 3, 64, 64},   {4, 4, 40, 40},  {8, 1, 80, 80}, {4, 2, 96, 48},
-                          {2, 2, 128, 128}, {2, 1, 256, 64}, {3, 3, 7, 6},   {2, 1, 1, 0}};
+  // Heads that are taken as whole pieces, a few or many in a row; that could be but for what of
+  // them is rotated; and others.
+  const Shape shapes[] = {{9, 3, 64, 64},   {2, 1, 64, 0},   {16, 8, 128, 128}, {2, 2, 128, 40},
+                          {2, 1, 256, 256}, {6, 3, 256, 64}, {4, 2, 64, 20},    {2, 2, 128, 6},
+                          {2, 1, 256, 252}, {4, 4, 40, 40},  {8, 1, 80, 80},    {4, 2, 96, 48},
+                          {3, 3, 7, 6},     {2, 1, 1, 0}};
   const std::vector<int32_t> list = {3, -1, 0, 7, 1, -1, 8};
   const std::set<int32_t> done = {0, 1, 3, 8};  // Row 7 has no page.
   for (const Shape& s : shapes) {
