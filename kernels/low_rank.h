@@ -3,9 +3,9 @@
 // Math         For each part p and listed row r:
 //              base = p.base == null ? (p.accumulate ? y[r] : 0) : spread(p.base[r]);
 //              y[r, n] = base[n] + (sum_k x[r, p.x_column + k] * B_p[n, k] + bias[n]), the sum
-//              first, one f32 FMA chain with k ascending. spread(): output head h takes head
-//              h / (n / base_width) of the base row, base heads being head_dim wide, so that
-//              grouped keys and values become whole heads; base_width == n copies.
+//              first, one f32 FMA chain with k ascending (but see Determinism). spread(): output
+//              head h takes head h / (n / base_width) of the base row, base heads being head_dim
+//              wide, so that grouped keys and values become whole heads; base_width == n copies.
 // Shapes       x [rows, x_stride]; B [n, k] packed; base [rows, base_width]; y [rows, n].
 // Dtypes       f32; B: kF32, kF16 or kBF16.
 // Aliasing     no y may overlap x, a base or another y (base == y is `accumulate`).
@@ -14,7 +14,8 @@
 //              head_dim when a base is given. weights null: the part only spreads its base, and
 //              takes no bias. A part has a base or accumulates, not both.
 // Determinism  bitwise repeatable; rows independent; the bits of a row do not depend on the number
-//              of rows, threads or the instruction set (all with FMA). Workspace: none.
+//              of rows, threads or the instruction set (all with FMA); on a device they do where
+//              more than 64 rows go to its tensor cores, as products do. Workspace: none.
 // Launch       cpu: one fork for all parts; units of (row block, panel) split statically.
 // Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
 // Source       Hu et al. 2021 (arXiv 2106.09685).

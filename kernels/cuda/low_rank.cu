@@ -1,72 +1,25 @@
-// Low-rank corrections: a thread an output, a block 128 outputs of one row, of 8 rows, or of 16
-// where there are many, whose inputs lie in shared memory; one f32 chain an output with k
-// ascending, so a row's bits depend on nothing else. Floor: the factors' bytes once for 8 rows, and
-// 4 to 12 bytes an output.
-#include <cuda_bf16.h>
-
+// Low-rank corrections of few rows: a thread an output, a block 128 outputs of one row or of 8
+// rows, whose inputs lie in shared memory; one f32 chain an output with k ascending, so a row's
+// bits depend on nothing else. Floor: the factors' bytes once for 8 rows, and 4 to 12 bytes an
+// output.
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/matrix_layout.h"
+#include "kernels/cuda/low_rank_call.cuh"
 #include "kernels/cuda/ops.h"
-#include "kernels/packed_layout.h"
 
 namespace morphserve::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-// Rows of a block in calls of up to kSingleMax rows, of more than kManyFrom, and of others.
+constexpr int kThreads = kLowRankOutputs;
+// Rows of a block in calls of up to kSingleMax rows, and of others.
 constexpr int kFewRows = 8;
-constexpr int kManyRows = 16;
 constexpr int32_t kSingleMax = 4;
-constexpr int32_t kManyFrom = 256;
 // Of a row in shared memory, of an output in registers, at a time: a rank of 64 at once where a
 // block has one row, whose latency is what such a call takes.
 constexpr int InputsOf(int rows) { return rows == 1 ? 64 : 32; }
-constexpr int32_t kPartsMax = 8;
-
-struct Part {
-  LowRankPart part;
-  PackedMatrix weights;  // data null: none.
-  int32_t block_end;     // Blocks of outputs of this and all earlier parts.
-};
-
-struct Call {
-  const float* x;
-  int64_t x_stride;
-  const int32_t* row_list;
-  int32_t rows;
-  int32_t part_count;
-  Part parts[kPartsMax];
-};
-
-// Inputs [first, first + kInputs) of an output as floats, zeros behind the last one; rows are
-// padded, so that reading whole eights is sound.
-template <int kInputs>
-__device__ inline void LoadInputs(const PackedMatrix& w, int32_t n, int32_t first,
-                                  float (&out)[kInputs]) {
-  const std::byte* row = w.data + n * RowBytes(w.format, w.k);
-#pragma unroll
-  for (int i = 0; i < kInputs; i += 8) {
-    const int32_t at = first + i;
-    if (w.format == WeightFormat::kBF16) {
-      const uint4 bits = at < w.k ? *reinterpret_cast<const uint4*>(row + 2 * at) : uint4{};
-      const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        out[i + 2 * j] = __uint_as_float(words[j] << 16);
-        out[i + 2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        out[i + j] = at + j < w.k ? reinterpret_cast<const float*>(row)[at + j] : 0.0f;
-      }
-    }
-  }
-}
 
 // sums[r] += the products of `count` inputs in shared memory; all rows, listed or not.
 template <int kRows, int kInputs>
@@ -83,15 +36,13 @@ __device__ inline void AddInputs(const float (&line)[kInputs], int32_t count,
 // The factor and the list are there before the call; all else is read after WaitForEarlier, at
 // once.
 template <int kRows>
-__global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant__ Call call) {
+__global__ __launch_bounds__(kThreads) void LowRankKernel(
+    const __grid_constant__ LowRankCall call) {
   constexpr int kInputs = InputsOf(kRows);
   __shared__ float xs[kRows][kInputs];
   __shared__ int64_t list[kRows];
   LetNextStart();
-  int32_t which = 0;
-  while (static_cast<int32_t>(blockIdx.x) >= call.parts[which].block_end) ++which;
-  const Part& it = call.parts[which];
-  const int32_t before = which == 0 ? 0 : call.parts[which - 1].block_end;
+  const auto [it, first_output] = LowRankPlaceOf(call, static_cast<int32_t>(blockIdx.x));
   const int32_t first_row = static_cast<int32_t>(blockIdx.y) * kRows;
   int64_t entry = -1;
   if (threadIdx.x < kRows) {
@@ -99,21 +50,16 @@ __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant_
     if (place < call.rows) entry = call.row_list == nullptr ? place : call.row_list[place];
     list[threadIdx.x] = entry;
   }
-  const int32_t n =
-      (static_cast<int32_t>(blockIdx.x) - before) * kThreads + static_cast<int32_t>(threadIdx.x);
+  const int32_t n = first_output + static_cast<int32_t>(threadIdx.x);
   const bool is_output = n < it.part.n, has_factor = it.weights.data != nullptr;
   float line[kInputs] = {};
-  if (has_factor && is_output) LoadInputs(it.weights, n, 0, line);
+  if (has_factor && is_output) LoadFactor(it.weights, n, 0, line);
   const float bias = it.part.bias == nullptr || !is_output ? 0.0f : it.part.bias[n];
   // The list is whole.
   const bool has_rows = __syncthreads_or(entry >= 0) != 0;
   WaitForEarlier();
   if (!has_rows) return;
-  int32_t source = n;
-  if (it.part.base != nullptr && it.part.base_width != it.part.n) {
-    const int32_t group = it.part.n / it.part.base_width;
-    source = n / it.part.head_dim / group * it.part.head_dim + n % it.part.head_dim;
-  }
+  const int32_t source = LowRankSource(it.part, n);
   float bases[kRows] = {};
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -126,7 +72,7 @@ __global__ __launch_bounds__(kThreads) void LowRankKernel(const __grid_constant_
     const int32_t count = min(kInputs, it.weights.k - first);
     if (first > 0) {
       __syncthreads();  // The inputs before these are used up.
-      if (is_output) LoadInputs(it.weights, n, first, line);
+      if (is_output) LoadFactor(it.weights, n, first, line);
     }
 #pragma unroll
     for (int i = 0; i < (kRows * kInputs + kThreads - 1) / kThreads; ++i) {
@@ -185,25 +131,40 @@ absl::Status CheckPart(const LowRankPart& part, int64_t x_stride) {
   return absl::OkStatus();
 }
 
+// Whether the kernel of many rows takes the call.
+bool IsMany(const LowRankCall& call) {
+  const auto whole = [](const float* from, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(from) % 16 == 0 && stride % 4 == 0;
+  };
+  return call.rows > kLowRankManyFrom &&
+         std::all_of(call.parts, call.parts + call.part_count, [&](const LowRankCall::Part& it) {
+           const LowRankPart& part = it.part;
+           const bool grouped = part.base != nullptr && part.base_width != part.n;
+           return (part.weights == nullptr || it.weights.format == WeightFormat::kBF16) &&
+                  part.n % 4 == 0 && whole(part.y, part.y_stride) && whole(part.bias, 0) &&
+                  whole(part.base, part.base_stride) && (!grouped || part.head_dim % 4 == 0);
+         });
+}
+
 }  // namespace
 
 absl::Status LowRank(const LowRankArgs& args, Stream stream) {
-  if (args.rows < 0 || args.rows > 65535 * kManyRows) {
+  if (args.rows < 0 || args.rows > 65535 * kFewRows) {
     return absl::InvalidArgumentError(absl::StrFormat("LowRank: rows %d", args.rows));
   }
   for (const LowRankPart& part : args.parts) {
     if (absl::Status status = CheckPart(part, args.x_stride); !status.ok()) return status;
   }
   if (args.rows == 0) return absl::OkStatus();
-  for (size_t begin = 0; begin < args.parts.size(); begin += kPartsMax) {
-    Call call = {.x = args.x,
-                 .x_stride = args.x_stride,
-                 .row_list = args.row_list,
-                 .rows = args.rows,
-                 .part_count = 0,
-                 .parts = {}};
+  for (size_t begin = 0; begin < args.parts.size(); begin += kLowRankPartsMax) {
+    LowRankCall call = {.x = args.x,
+                        .x_stride = args.x_stride,
+                        .row_list = args.row_list,
+                        .rows = args.rows,
+                        .part_count = 0,
+                        .parts = {}};
     int32_t blocks = 0;
-    for (size_t i = begin; i < std::min(args.parts.size(), begin + kPartsMax); ++i) {
+    for (size_t i = begin; i < std::min(args.parts.size(), begin + kLowRankPartsMax); ++i) {
       const LowRankPart& part = args.parts[i];
       blocks += (part.n + kThreads - 1) / kThreads;
       call.parts[call.part_count++] = {
@@ -211,14 +172,16 @@ absl::Status LowRank(const LowRankArgs& args, Stream stream) {
           .weights = part.weights == nullptr ? PackedMatrix{} : *part.weights,
           .block_end = blocks};
     }
-    const int rows = args.rows <= kSingleMax ? 1 : args.rows > kManyFrom ? kManyRows : kFewRows;
-    const auto kernel = rows == 1          ? LowRankKernel<1>
-                        : rows == kFewRows ? LowRankKernel<kFewRows>
-                                           : LowRankKernel<kManyRows>;
+    if (IsMany(call)) {
+      absl::Status status = LaunchLowRankMany(call, blocks, StreamOf(stream));
+      if (!status.ok()) return status;
+      continue;
+    }
+    const int rows = args.rows <= kSingleMax ? 1 : kFewRows;
     const dim3 grid(static_cast<unsigned>(blocks),
                     static_cast<unsigned>((args.rows + rows - 1) / rows));
-    absl::Status status =
-        Launch("LowRank", kernel, {.grid = grid, .block = dim3(kThreads)}, StreamOf(stream), call);
+    absl::Status status = Launch("LowRank", rows == 1 ? LowRankKernel<1> : LowRankKernel<kFewRows>,
+                                 {.grid = grid, .block = dim3(kThreads)}, StreamOf(stream), call);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

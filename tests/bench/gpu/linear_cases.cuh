@@ -210,7 +210,7 @@ inline double TimeWindow(const WindowCase& c, int launches) {
 // The changes of q, k, v and the gate, and of the output: a launch each.
 inline std::pair<double, double> TimeLowRank(int32_t rows, int32_t n, int32_t kv_n, int32_t dim,
                                              int32_t rank) {
-  const Buffer<__nv_bfloat16> factor(int64_t{n} * rank);
+  const Buffer<__nv_bfloat16> factor(int64_t{n} * ((rank + 31) / 32 * 32));
   const Buffer<float> x(int64_t{rows} * 4 * rank), base(int64_t{rows} * n),
       y(int64_t{rows} * 4 * n);
   FillNormal(factor.get(), factor.count(), 0.1f, 12);
@@ -242,6 +242,13 @@ inline std::pair<double, double> TimeLowRank(int32_t rows, int32_t n, int32_t kv
   return {time(parts), time({&out, 1})};
 }
 
+inline void LowRankParts(int32_t rows, int32_t rank) {
+  const auto [small, small_out] = TimeLowRank(rows, 576, 192, 64, rank);
+  const auto [large, large_out] = TimeLowRank(rows, 4096, 1024, 128, rank);
+  std::printf("low rank %d  rows %4d  576: %.2f us, out %.2f us  4096: %.2f us, out %.2f us\n",
+              rank, rows, small, small_out, large, large_out);
+}
+
 // Of SmolLM2 135M and of a model of 32 heads of 128, from one row to many.
 inline void LinearLayerParts() {
   for (const int32_t batch : {1, 16, 64}) {
@@ -252,11 +259,9 @@ inline void LinearLayerParts() {
       std::printf("window      decode %2d  %d/%d x %3d, %d + %d  %9.2f us  %6.0f GB/s\n", batch,
                   c.heads, c.kv_heads, c.dim, c.window, c.sinks, us, bytes / us / 1e3);
     }
-    const auto [small, small_out] = TimeLowRank(batch, 576, 192, 64, 16);
-    const auto [large, large_out] = TimeLowRank(batch, 4096, 1024, 128, 16);
-    std::printf("low rank    rows %2d  576: %.2f us, out %.2f us  4096: %.2f us, out %.2f us\n",
-                batch, small, small_out, large, large_out);
+    LowRankParts(batch, 16);
   }
+  for (const int32_t rank : {16, 64}) LowRankParts(2048, rank);
 }
 
 }  // namespace morphserve::bench
