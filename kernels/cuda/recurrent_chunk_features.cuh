@@ -7,8 +7,9 @@
 namespace morphserve::kernels::cuda {
 
 // A warp's share of a part (0: q, 1: k, 2: v): runs of 8 rows, whose inputs are all under way
-// before the first is looked at. A lane has four elements of a row.
-template <int kPad, int kTaps>
+// before the first is looked at. A lane has four elements of a row. kTurnsPairs: registers have
+// room for rotations without the scratch.
+template <int kPad, int kTaps, bool kTurnsPairs>
 class FeatureRun {
  public:
   static constexpr int kRows = 8;
@@ -43,7 +44,9 @@ class FeatureRun {
     }
     if (part_ < 2) {
       if (args.silu) Activate(y);
+      if constexpr (kTurnsPairs) Pin(y);
       if (args.cos != nullptr) Rotate(y, scratch + Run() * kPad);
+      if constexpr (kTurnsPairs) Pin(y);
       if (args.qk_norm != QkNorm::kNone) Norm(y);
     }
     if (chunk_.count < kChunkTokens) ZeroBehind(y);
@@ -168,6 +171,15 @@ class FeatureRun {
     }
   }
 
+  // Keeps the compiler from mixing what comes before with what follows: that takes more registers.
+  __device__ static void Pin(float (&y)[kRows][4]) {
+#pragma unroll
+    for (auto& row : y) {
+#pragma unroll
+      for (float& x : row) asm volatile("" : "+f"(x)::"memory");
+    }
+  }
+
   __device__ static void Activate(float (&y)[kRows][4]) {
 #pragma unroll
     for (auto& row : y) {
@@ -176,9 +188,22 @@ class FeatureRun {
     }
   }
 
-  // With `scratch` of a row.
+  // Where the rotation of the run's row `i` is; behind the chunk, that of its last row.
+  __device__ int64_t RotationAt(int i) const {
+    const int row = chunk_.begin + min(first_ + i, chunk_.count - 1);
+    return RowOf(work_.args.row_list, segment_, row) * (work_.args.rotary_dim / 2);
+  }
+
+  // With `scratch` of a row, where pairs are not a lane's own or those of another lane.
   __device__ void Rotate(float (&y)[kRows][4], float* scratch) const {
     const RecurrentMixerArgs& args = work_.args;
+    if constexpr (kTurnsPairs) {
+      const bool is_whole =
+          args.rotary_dim > 0 && args.rotary_dim % (args.interleaved ? 4 : 8) == 0 &&
+          (reinterpret_cast<uintptr_t>(args.cos) | reinterpret_cast<uintptr_t>(args.sin)) % 16 == 0;
+      if (is_whole && args.interleaved) return RotateNeighbours(y);
+      if (is_whole) return RotateHalves(y);
+    }
     const int e0 = Element();
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -194,6 +219,47 @@ class FeatureRun {
         }
       }
       __syncwarp();  // The scratch may be written again.
+    }
+  }
+
+  // Element i pairs with i + rotary_dim / 2, which another lane has at the same place.
+  __device__ void RotateHalves(float (&y)[kRows][4]) const {
+    const RecurrentMixerArgs& args = work_.args;
+    const int half = args.rotary_dim / 2, e0 = Element();
+    const bool rotates = e0 < args.rotary_dim, is_second = e0 >= half;
+    const int pair = !rotates ? 0 : is_second ? e0 - half : e0;
+    const int other = !rotates ? lane_ : Run() * kLanes + (is_second ? e0 - half : e0 + half) / 4;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      // Loads of a few rows at a time; more would take too many registers.
+      if (i % 2 == 0) asm volatile("" ::: "memory");
+      const int64_t at = RotationAt(i) + pair;
+      const float4 c = *reinterpret_cast<const float4*>(args.cos + at);
+      const float4 s = *reinterpret_cast<const float4*>(args.sin + at);
+      const float cos[4] = {c.x, c.y, c.z, c.w}, sin[4] = {s.x, s.y, s.z, s.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float of_pair = __shfl_sync(~0u, y[i][e], other);
+        const float turned = fmaf(of_pair, is_second ? sin[e] : -sin[e], y[i][e] * cos[e]);
+        y[i][e] = rotates ? turned : y[i][e];
+      }
+    }
+  }
+
+  // Element 2 i pairs with 2 i + 1.
+  __device__ void RotateNeighbours(float (&y)[kRows][4]) const {
+    const RecurrentMixerArgs& args = work_.args;
+    const int pair = Element() < args.rotary_dim ? Element() / 2 : 0;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (i % 2 == 0) asm volatile("" ::: "memory");
+      const int64_t at = RotationAt(i) + pair;
+      const float2 c = *reinterpret_cast<const float2*>(args.cos + at);
+      const float2 s = *reinterpret_cast<const float2*>(args.sin + at);
+      if (Element() >= args.rotary_dim) continue;
+      const float a = y[i][0], b = y[i][2];
+      y[i][0] = fmaf(-y[i][1], s.x, a * c.x), y[i][1] = fmaf(a, s.x, y[i][1] * c.x);
+      y[i][2] = fmaf(-y[i][3], s.y, b * c.y), y[i][3] = fmaf(b, s.y, y[i][3] * c.y);
     }
   }
 

@@ -1,8 +1,8 @@
-// The chunked recurrence (recurrent_chunks.cuh) in one kernel, where heads are many: a block has a
-// head, two of its warpgroups make a chunk while the third walks over the one before, so that what
-// passes between them never leaves the SM.
-// Floor: q, k, v and z read and the outputs written once, all f32, over the copy bandwidth. Share
-// on an H200, 2026-11-27: 0.35 at 4 x 8192, 32 heads x 128, 1.94 ms (tests/bench/gpu/RESULTS.md).
+// The chunked gated delta rule (recurrent_chunks.cuh) in one kernel, where heads are many: a block
+// has a head, two of its warpgroups make a chunk while the third walks over the one before, so that
+// what passes between them never leaves the SM. Floor: q, k, v and z read and the outputs written
+// once, all f32, over the copy bandwidth. Share on an H200, 2026-11-27: 0.35 at 4 x 8192, 32 heads
+// x 128, 1.94 ms (tests/bench/gpu/RESULTS.md).
 #include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/recurrent_chunk_outputs.cuh"
@@ -43,7 +43,7 @@ __device__ ChunkStage<kPad> StageAt(uint32_t start, int i) {
 }
 
 // The two warpgroups that make chunks.
-template <int kPad, bool kDelta>
+template <int kPad>
 __device__ __forceinline__ void MakeChunks(const RecurrentWork& work, int head, uint32_t start,
                                            FusedShared<kPad>& shared) {
   const MixerSegment& segment = shared.segment();
@@ -60,8 +60,8 @@ __device__ __forceinline__ void MakeChunks(const RecurrentWork& work, int head, 
     }
     const int at = i % kStages;
     if (i >= kStages) Wait(shared.empty + at, (i / kStages - 1) % 2);
-    MakeChunk<kPad, kTaps, kDelta>(work, segment, chunk, head, StageAt<kPad>(start, i),
-                                   shared.Factors(at), inverse, shared.makers);
+    MakeChunk<kPad, kTaps, true, kPad == 64>(work, segment, chunk, head, StageAt<kPad>(start, i),
+                                             shared.Factors(at), inverse, shared.makers);
     if (threadIdx.x == 0) shared.rows[at] = chunk.count;
     FenceSharedProxies();
     Arrive(shared.full + at);  // Every thread, which racecheck follows.
@@ -74,19 +74,21 @@ __device__ inline void SyncWalkers() {
   asm volatile("bar.sync 3, %0;" ::"n"(kGroupThreads) : "memory");
 }
 
-template <int kPad, bool kDelta>
+template <int kPad>
 __device__ __forceinline__ void WalkChunks(const RecurrentMixerArgs& args, int head, uint32_t start,
                                            OutputRows<kPad>& outputs, FusedShared<kPad>& shared) {
   const MixerSegment& segment = shared.segment();
   constexpr int kTiles = kPad / kTileValues;
   StateTile<kPad> state[kTiles];
   LoadStates(args, segment, head, 0, state);
-  uint8_t* const nonfinite = args.nonfinite == nullptr ? nullptr : args.nonfinite + blockIdx.y;
   Chunk chunk = {0, 0};
   for (int i = 0; chunk.begin < segment.row_count; ++i, chunk.begin += chunk.count) {
     const int thread = OpaqueThread(kMakers);
     const OutputShare<kPad, kGroupThreads / kWarp> share(args, head, thread);
-    share.Prefetch(segment, {chunk.begin, min(kChunkTokens, segment.row_count - chunk.begin)});
+    // Of all rows that the chunk may have.
+    const int rows =
+        share.Rows(segment, {chunk.begin, min(kChunkTokens, segment.row_count - chunk.begin)});
+    share.Prefetch(rows);
     const ChunkStage<kPad> stage = StageAt<kPad>(start, i);
     const int at = i % kStages;
     Wait(shared.full + at, i / kStages % 2);
@@ -95,19 +97,26 @@ __device__ __forceinline__ void WalkChunks(const RecurrentMixerArgs& args, int h
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       float o[32];
-      state[m].template Step<kDelta>(stage, m, shared.Factors(at), args.scale, thread, o);
+      state[m].template Step<true>(stage, m, shared.Factors(at), args.scale, thread, o);
       outputs.Put(o, m * kTileValues, thread);
     }
     Arrive(shared.empty + at);  // The stage is used up.
     SyncWalkers();              // The outputs are there.
     StoreStates(args, segment, head, chunk.begin + chunk.count, 0, state);
-    share.Store(segment, chunk, outputs, shared.weight, nonfinite);
+#pragma unroll 1
+    for (int batch = 0; batch < share.kBatches; ++batch) {
+      float4 z[share.kRows];
+      share.Load(rows, batch, z);
+      share.Store(rows, chunk, outputs, shared.weight, batch, z);
+    }
   }
-  if (nonfinite != nullptr && !AreFinite(state, 0, args.shape.head_dim)) *nonfinite = 1;
+  if (args.nonfinite != nullptr && !AreFinite(state, 0, args.shape.head_dim)) {
+    args.nonfinite[blockIdx.y] = 1;
+  }
 }
 
 // Block (head, segment).
-template <int kPad, bool kDelta>
+template <int kPad>
 __global__ void __launch_bounds__(kThreads, 1) FusedChunksKernel(const RecurrentWork work) {
   extern __shared__ std::byte dynamic[];
   __shared__ FusedShared<kPad> shared;
@@ -138,16 +147,16 @@ __global__ void __launch_bounds__(kThreads, 1) FusedChunksKernel(const Recurrent
   __syncthreads();  // The barriers, the weights and the segment are there.
   if (thread < kMakers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 128;");
-    MakeChunks<kPad, kDelta>(work, head, start, shared);
+    MakeChunks<kPad>(work, head, start, shared);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 248;");
-    WalkChunks<kPad, kDelta>(args, head, start, outputs, shared);
+    WalkChunks<kPad>(args, head, start, outputs, shared);
   }
 }
 
-template <int kPad, bool kDelta>
+template <int kPad>
 absl::Status LaunchFused(const RecurrentWork& work, cudaStream_t stream) {
-  constexpr auto kKernel = FusedChunksKernel<kPad, kDelta>;
+  constexpr auto kKernel = FusedChunksKernel<kPad>;
   static const cudaError_t kAllowed =
       cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes<kPad>);
   MS_CUDA_RETURN_IF_ERROR(kAllowed);
@@ -169,9 +178,7 @@ bool ChunksAreFused(const RecurrentWork& work) {
 
 absl::Status LaunchRecurrentFused(const RecurrentWork& work, void* stream) {
   const auto raw = static_cast<cudaStream_t>(stream);
-  return WithChunkKind(work.args, [&](auto pad, auto is_delta) {
-    return LaunchFused<pad.value, is_delta.value>(work, raw);
-  });
+  return work.args.shape.head_dim <= 64 ? LaunchFused<64>(work, raw) : LaunchFused<128>(work, raw);
 }
 
 }  // namespace morphserve::kernels::cuda

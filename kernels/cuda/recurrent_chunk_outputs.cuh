@@ -47,53 +47,73 @@ class OutputShare {
                           16 ==
                       0) {}
 
-  // Asks for what the gate of a chunk needs; all of the warps do.
-  __device__ void Prefetch(const MixerSegment& segment, const Chunk& chunk) const {
-    if (args_.per_head_norm) {
-      PrefetchRows<kWarps * kWarp>(args_.z + of_head_, args_.z_stride, args_.row_list, segment,
-                                   chunk, args_.shape.head_dim, thread_);
+  // Rows of the call for those of the chunk that are the warp's, one a lane from lane 0 on: asked
+  // for early, as all that follows waits for them.
+  __device__ int Rows(const MixerSegment& segment, const Chunk& chunk) const {
+    const int own = thread_ / kWarp * kWarpRows + Lane() % kWarpRows;
+    return static_cast<int>(
+        RowOf(args_.row_list, segment, chunk.begin + min(own, chunk.count - 1)));
+  }
+
+  // Asks for what the gates of these rows need.
+  __device__ void Prefetch(int rows) const {
+    if (!args_.per_head_norm) return;
+    constexpr int kLine = 32, kLines = kPad / kLine;  // Elements; of a row.
+#pragma unroll
+    for (int first = 0; first < kWarpRows * kLines; first += kWarp) {
+      const int i = first + Lane(), element = i % kLines * kLine;
+      const int row = __shfl_sync(~0u, rows, i / kLines);
+      if (i >= kWarpRows * kLines || element >= args_.shape.head_dim) continue;
+      const float* const from = RowAt(args_.z, args_.z_stride, row) + element;
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
     }
   }
 
-  // Into the rows of the call; flags what is not finite. `weight`: of the head's norm.
-  __device__ void Store(const MixerSegment& segment, const Chunk& chunk,
-                        const OutputRows<kPad>& outputs, const float* weight,
-                        uint8_t* nonfinite) const {
-#pragma unroll 1
-    for (int batch = 0; batch < kBatches; ++batch) {
-      const int first = ((thread_ / kWarp * kBatches + batch) * kRuns + Run()) * kRows;
-      const bool finite = is_whole_ ? StoreBatch<true>(segment, chunk, outputs, weight, first)
-                                    : StoreBatch<false>(segment, chunk, outputs, weight, first);
-      if (!finite && nonfinite != nullptr) *nonfinite = 1;
+  // What the gates of a batch need; loads go somewhere in any case. `rows`: of Rows.
+  __device__ void Load(int rows, int batch, float4 (&z)[kRows]) const {
+    if (!args_.per_head_norm) return;
+    if (is_whole_) {
+      LoadGates<true>(rows, batch, z);
+    } else {
+      LoadGates<false>(rows, batch, z);
     }
+  }
+
+  // The batch's outputs into the rows of the call; flags the segment, that of blockIdx.y, where one
+  // is not finite. `weight`: of the head's norm; `z`: of Load.
+  __device__ void Store(int rows, const Chunk& chunk, const OutputRows<kPad>& outputs,
+                        const float* weight, int batch, const float4 (&z)[kRows]) const {
+    const bool finite = is_whole_ ? StoreBatch<true>(rows, chunk, outputs, weight, batch, z)
+                                  : StoreBatch<false>(rows, chunk, outputs, weight, batch, z);
+    if (!finite && args_.nonfinite != nullptr) args_.nonfinite[blockIdx.y] = 1;
   }
 
  private:
+  static constexpr int kWarpRows = kBatches * kRuns * kRows;
+  static_assert(kWarpRows <= kWarp);
+
   __device__ int Lane() const { return thread_ % kWarp; }
   __device__ int Run() const { return Lane() / kLanes; }
   __device__ int Value() const { return Lane() % kLanes * 4; }
+  // Row `i` of the lane's run, among those of the warp.
+  __device__ int Place(int batch, int i) const { return (batch * kRuns + Run()) * kRows + i; }
 
   template <bool kWhole>
-  __device__ bool StoreBatch(const MixerSegment& segment, const Chunk& chunk,
-                             const OutputRows<kPad>& outputs, const float* weight,
-                             int first) const {
-    const int d = args_.shape.head_dim, count = chunk.count - first;
-    const int value = Value() < d ? Value() : 0;  // Loads go somewhere in any case.
-    // Of row lane % kLanes.
-    const int own_row = static_cast<int>(RowOf(
-        args_.row_list, segment, chunk.begin + min(first + Lane() % kLanes, chunk.count - 1)));
-    uint32_t rows[kRows];
+  __device__ void LoadGates(int rows, int batch, float4 (&z)[kRows]) const {
+    const int d = args_.shape.head_dim, value = Value() < d ? Value() : 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      rows[i] = static_cast<uint32_t>(__shfl_sync(~0u, own_row, Run() * kLanes + i));
+      const int row = __shfl_sync(~0u, rows, Place(batch, i));
+      z[i] = LoadKeysOf<kWhole>(RowAt(args_.z, args_.z_stride, row), value, d);
     }
-    float4 o[kRows], z[kRows];
-    if (args_.per_head_norm) {
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        z[i] = LoadKeysOf<kWhole>(RowAt(args_.z, args_.z_stride, rows[i]), value, d);
-      }
-    }
+  }
+
+  template <bool kWhole>
+  __device__ bool StoreBatch(int rows, const Chunk& chunk, const OutputRows<kPad>& outputs,
+                             const float* weight, int batch, const float4 (&z)[kRows]) const {
+    const int d = args_.shape.head_dim;
+    const int first = thread_ / kWarp * kWarpRows + Place(batch, 0), count = chunk.count - first;
+    float4 o[kRows];
     float squares[kRows];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -106,10 +126,10 @@ class OutputShare {
       const float total = SumTransposed<kRows, kLanes>(squares);
       const float inverse = 1.0f / sqrtf(total / static_cast<float>(d) + args_.eps);
       const float4 w = *reinterpret_cast<const float4*>(weight + Value());
+      const OutputGate gate = args_.output_gate;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const float of_row = __shfl_sync(~0u, inverse, Run() * kLanes + i * (kLanes / kRows));
-        const OutputGate gate = args_.output_gate;
         o[i] = {Finished(gate, o[i].x, of_row, w.x, z[i].x),
                 Finished(gate, o[i].y, of_row, w.y, z[i].y),
                 Finished(gate, o[i].z, of_row, w.z, z[i].z),
@@ -117,10 +137,12 @@ class OutputShare {
         if (i < count) zero = SameIfFinite(o[i], zero);
       }
     }
+    const int value = Value() < d ? Value() : 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
+      const int row = __shfl_sync(~0u, rows, Place(batch, i));
       if (i < count && Value() < d) {
-        StoreKeysOf<kWhole>(RowAt(args_.out, args_.out_stride, rows[i]), value, d, o[i]);
+        StoreKeysOf<kWhole>(RowAt(args_.out, args_.out_stride, row), value, d, o[i]);
       }
     }
     return zero == 0;
@@ -128,8 +150,9 @@ class OutputShare {
 
   // The head's part of a row.
   template <typename T>
-  __device__ T* RowAt(T* base, int64_t stride, uint32_t row) const {
-    return base + of_head_ + static_cast<uint64_t>(row) * static_cast<uint32_t>(stride);
+  __device__ T* RowAt(T* base, int64_t stride, int row) const {
+    return base + of_head_ +
+           static_cast<uint64_t>(static_cast<uint32_t>(row)) * static_cast<uint32_t>(stride);
   }
 
   const RecurrentMixerArgs& args_;

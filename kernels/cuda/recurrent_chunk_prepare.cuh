@@ -126,14 +126,14 @@ __device__ void MultiplyT(uint32_t t, uint32_t x, uint32_t to, int quarter, int 
 
 // The chunk into the stage, by threads 0 to kMakers of the block, of whom nobody reads the stage
 // any more; what each of them wrote there is in order with nothing yet.
-template <int kPad, int kTaps, bool kDelta>
+template <int kPad, int kTaps, bool kDelta, bool kTurnsPairs>
 __device__ __forceinline__ void MakeChunk(const RecurrentWork& work, const MixerSegment& segment,
                                           const Chunk& chunk, int head,
                                           const ChunkStage<kPad>& stage,
                                           const ChunkFactors& factors, const InverseTiles& inverse,
                                           ChunkMakers& makers) {
   constexpr int kHalf = kMakerWarps / 2;
-  using Run = FeatureRun<kPad, kTaps>;
+  using Run = FeatureRun<kPad, kTaps, kTurnsPairs>;
   const ChunkGates& gates = makers.gates;
   const int thread = OpaqueThread();
   const int warp = thread / kWarp, lane = thread % kWarp;

@@ -1,6 +1,8 @@
 // The second kernel of the chunked recurrence (recurrent_chunks.cuh) where heads are few: a block
-// walks the chunks of one head, each warpgroup with 64 of its values. Chunks come by bulk copies,
-// two at a time.
+// walks the chunks of one head, each walking warpgroup with 64 of its values, while another moves
+// the outputs of the chunk before to their rows and a warp fetches the chunks to come by bulk
+// copies. Norms and gates would keep the walk waiting: they are left to a kernel with all of the
+// device.
 #include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/recurrent_chunk_outputs.cuh"
@@ -9,14 +11,44 @@
 namespace morphserve::kernels::cuda {
 namespace {
 
-constexpr int kStages = 2;
+constexpr int kOutputs = 2;  // Chunks whose outputs are under way to their rows.
 
 template <int kPad>
 struct ScanShape {
   static constexpr int kGroups = kPad / kTileValues;
-  static constexpr int kThreads = kGroups * kGroupThreads;
-  static constexpr int kBytes =
-      kStages * ChunkStage<kPad>::kBytes + static_cast<int>(sizeof(OutputRows<kPad>)) + 1024;
+  static constexpr int kWalkers = kGroups * kGroupThreads;
+  // Registers are given and taken by whole warpgroups: the warp that fetches has one to itself.
+  static constexpr int kThreads = kWalkers + 2 * kGroupThreads;
+  static constexpr int kStages = kPad == 64 ? 4 : 2;
+  static constexpr int kBytes = kStages * ChunkStage<kPad>::kBytes +
+                                kOutputs * static_cast<int>(sizeof(OutputRows<kPad>)) + 1024;
+};
+
+// What the warpgroups share beside the tiles and the outputs.
+template <int kPad>
+struct ScanShared {
+  static constexpr int kStages = ScanShape<kPad>::kStages;
+  uint64_t full[kStages], used[kStages];    // The chunk and its factors are there; are used up.
+  uint64_t made[kOutputs], read[kOutputs];  // Outputs are there; they are on their way.
+  alignas(16) float from_begin[kStages][kChunkTokens], to_end[kStages][kChunkTokens];
+  // Here, since in registers it would be in the way for the whole walk.
+  alignas(MixerSegment) std::byte segment_bytes[sizeof(MixerSegment)];
+
+  __device__ MixerSegment& segment() { return *reinterpret_cast<MixerSegment*>(segment_bytes); }
+  __device__ ChunkFactors Factors(int stage) {
+    return {from_begin[stage], to_end[stage], kChunkTokens};
+  }
+};
+
+// Where the tiles of a block are.
+template <int kPad>
+struct ScanTiles {
+  uint32_t start;  // Shared address, a multiple of 1024.
+  OutputRows<kPad>* outputs;
+
+  __device__ ChunkStage<kPad> StageOf(int i) const {
+    return ChunkStage<kPad>(start + i % ScanShape<kPad>::kStages * ChunkStage<kPad>::kBytes);
+  }
 };
 
 // Starts the copies of a chunk, by one thread.
@@ -37,94 +69,171 @@ __device__ void Fetch(const ChunkParts& parts, const ChunkStage<kPad>& to, int h
   BulkCopyTo(to.p, parts.p + parts.Row(head, 1, 0, place), bytes, barrier);
 }
 
-// Zeros in a stage's rows behind a short chunk, by the block, before it synchronises.
-template <int kPad>
-__device__ void ZeroBehind(const ChunkStage<kPad>& stage, int count) {
-  constexpr int kThreads = ScanShape<kPad>::kThreads;
-  const int thread = static_cast<int>(threadIdx.x);
-  for (const uint32_t tile : {stage.w, stage.u, stage.q, stage.k}) {
-    ZeroTileRows(tile, kPad / 64, count, thread, kThreads);
+// The warp that fetches chunks. A lane has both factors of two tokens, from before there is room
+// for them.
+template <int kPad, bool kDelta>
+__device__ __forceinline__ void FetchChunks(const RecurrentWork& work, const ChunkParts& parts,
+                                            int head, const ScanTiles<kPad>& tiles,
+                                            ScanShared<kPad>& shared) {
+  constexpr int kStages = ScanShape<kPad>::kStages, kTokens = kChunkTokens / kWarp;
+  const MixerSegment& segment = shared.segment();
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  ChunkWalk walk(segment, work.args.emits.data());
+  Chunk chunk = walk.Next();
+  for (int i = 0; chunk.count > 0; ++i, chunk = walk.Next()) {
+    const int64_t place = segment.row_begin + chunk.begin;
+    const ChunkFactors from = parts.Factors(head, place, chunk.count),
+                       to = shared.Factors(i % kStages);
+    float2 factors[kTokens];
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      const int r = min(t * kWarp + lane, chunk.count - 1);  // Behind the chunk nothing decays.
+      factors[t] = {from.from_begin[r], from.to_end[r]};
+    }
+    uint64_t* const full = shared.full + i % kStages;
+    if (i >= kStages) Wait(shared.used + i % kStages, (i / kStages - 1) % 2);
+    if (lane == 0) Fetch<kPad, kDelta>(parts, tiles.StageOf(i), head, place, chunk.count, full);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      to.from_begin[t * kWarp + lane] = factors[t].x;
+      to.to_end[t * kWarp + lane] = factors[t].y;
+    }
+    Arrive(full);
   }
-  ZeroTileRows(stage.p, 1, count, thread, kThreads);
+}
+
+// The warpgroup that moves outputs to the rows of the call; `thread` is of it.
+template <int kPad>
+__device__ __forceinline__ void MoveOutputs(const RecurrentMixerArgs& args, int head, int thread,
+                                            const ScanTiles<kPad>& tiles,
+                                            ScanShared<kPad>& shared) {
+  constexpr int kLanes = kPad / 4, kRuns = kWarp / kLanes;     // Of a row; rows at once.
+  constexpr int kRows = kChunkTokens * kWarp / kGroupThreads;  // Of a warp.
+  constexpr int kAtOnce = 8;                                   // Loads.
+  static_assert(kRows % (kRuns * kAtOnce) == 0);
+  const MixerSegment& segment = shared.segment();
+  const int lane = thread % kWarp, first = thread / kWarp * kRows, d = args.shape.head_dim;
+  const int value = lane % kLanes * 4;
+  // Then all values of a lane are there or none, at multiples of 16 bytes.
+  const bool is_whole =
+      (d | args.out_stride) % 4 == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
+  // Rows of the call for those of the warp, one a lane: asked for a chunk ahead.
+  const auto rows_of = [&](const Chunk& c) {
+    return static_cast<int>(RowOf(args.row_list, segment,
+                                  c.begin + min(first + lane % kRows, max(c.count - 1, -c.begin))));
+  };
+  ChunkWalk walk(segment, args.emits.data());
+  Chunk chunk = walk.Next();
+  int rows = rows_of(chunk);
+  for (int i = 0; chunk.count > 0; ++i) {
+    const Chunk next = walk.Next();
+    const int next_rows = rows_of(next), at = i % kOutputs;
+    Wait(shared.made + at, i / kOutputs % 2);
+#pragma unroll
+    for (int begin = 0; begin < kRows; begin += kRuns * kAtOnce) {
+      float4 o[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int row = first + begin + j * kRuns + lane / kLanes;
+        o[j] = *reinterpret_cast<const float4*>(tiles.outputs[at].rows +
+                                                row * OutputRows<kPad>::kStride + value);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int own = begin + j * kRuns + lane / kLanes;
+        const int64_t row = __shfl_sync(~0u, rows, own);
+        float* const to = args.out + row * args.out_stride + int64_t{head} * d;
+        if (first + own >= chunk.count || value >= d) continue;
+        if (is_whole) {
+          StoreKeysOf<true>(to, value, d, o[j]);
+        } else {
+          StoreKeysOf<false>(to, value, d, o[j]);
+        }
+      }
+    }
+    Arrive(shared.read + at);
+    chunk = next, rows = next_rows;
+  }
+}
+
+// Zeros in a stage's rows behind a short chunk, by the walkers.
+template <int kPad>
+__device__ void ZeroBehind(const ChunkStage<kPad>& stage, int count, int thread) {
+  constexpr int kThreads = ScanShape<kPad>::kWalkers;
+  // All panels of a stage lie one after the other.
+  ZeroTileRows(stage.w, ChunkStage<kPad>::kBytes / kPanelBytes, count, thread, kThreads);
   FenceSharedProxies();  // Products read it, and a later copy may come to the same place.
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");  // All of it is zero.
+}
+
+// The warpgroups that walk, each with a tile of values.
+template <int kPad, bool kDelta>
+__device__ __forceinline__ void WalkChunks(const RecurrentMixerArgs& args, int head,
+                                           const ScanTiles<kPad>& tiles, ScanShared<kPad>& shared) {
+  const MixerSegment& segment = shared.segment();
+  constexpr int kStages = ScanShape<kPad>::kStages;
+  const int group = static_cast<int>(threadIdx.x) / kGroupThreads, value = group * kTileValues;
+  StateTile<kPad> state[1];
+  LoadStates(args, segment, head, value, state);
+  ChunkWalk walk(segment, args.emits.data());
+  Chunk chunk = walk.Next();
+  for (int i = 0; chunk.count > 0; ++i) {
+    const int thread = static_cast<int>(threadIdx.x), at = i % kStages, to = i % kOutputs;
+    const ChunkStage<kPad> stage = tiles.StageOf(i);
+    Wait(shared.full + at, i / kStages % 2);
+    if (chunk.count < kChunkTokens) ZeroBehind<kPad>(stage, chunk.count, thread);
+    float o[32];
+    state[0].template Step<kDelta>(stage, group, shared.Factors(at), args.scale,
+                                   thread % kGroupThreads, o);
+    Arrive(shared.used + at);
+    if (i >= kOutputs) Wait(shared.read + to, (i / kOutputs - 1) % 2);
+    tiles.outputs[to].Put(o, value, thread % kGroupThreads);
+    Arrive(shared.made + to);
+    StoreStates(args, segment, head, chunk.begin + chunk.count, value, state);
+    chunk = walk.Next();
+  }
+  if (args.nonfinite != nullptr && !AreFinite(state, value, args.shape.head_dim)) {
+    args.nonfinite[blockIdx.y] = 1;
+  }
 }
 
 // Block (head, segment).
 template <int kPad, bool kDelta>
 __global__ void __launch_bounds__(ScanShape<kPad>::kThreads, 1)
     ChunkScanKernel(const RecurrentWork work, const ChunkParts parts) {
-  using Stage = ChunkStage<kPad>;
-  extern __shared__ std::byte shared[];
-  __shared__ uint64_t full[kStages];
-  __shared__ alignas(16) float weight[kPad];
-  __shared__ alignas(16) float from_begin[kStages][kChunkTokens], to_end[kStages][kChunkTokens];
+  using Shape = ScanShape<kPad>;
+  extern __shared__ std::byte dynamic[];
+  __shared__ ScanShared<kPad> shared;
   const RecurrentMixerArgs& args = work.args;
   const MixerSegment segment = args.segments[blockIdx.y];
-  const int head = static_cast<int>(blockIdx.x), d = args.shape.head_dim;
-  const int thread = static_cast<int>(threadIdx.x), group = thread / kGroupThreads;
-  if (segment.row_count < 2) return;
-  if (IsPadding(segment)) {
-    if (args.per_head_norm) ZeroRows(args, segment, head);
-    return;
-  }
-  const uint32_t start = (SharedAddress(shared) + 1023) / 1024 * 1024;
-  auto& outputs = *reinterpret_cast<OutputRows<kPad>*>(shared + (start - SharedAddress(shared)) +
-                                                       kStages * Stage::kBytes);
-  const auto stage_of = [&](int i) { return Stage(start + i % kStages * Stage::kBytes); };
-  const auto fetch = [&](const Chunk& c, int i) {
-    if (thread != 0 || c.count <= 0) return;
-    Fetch<kPad, kDelta>(parts, stage_of(i), head, segment.row_begin + c.begin, c.count,
-                        full + i % kStages);
-  };
-  // A thread has both factors of a token, from before the chunk is there.
-  const auto factors_of = [&](const Chunk& c) {
-    if (thread >= kChunkTokens || c.count <= 0) return float2{};
-    const ChunkFactors from = parts.Factors(head, segment.row_begin + c.begin, c.count);
-    const int r = min(thread, c.count - 1);  // Behind the chunk nothing decays.
-    return float2{from.from_begin[r], from.to_end[r]};
-  };
+  const int head = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  if (segment.row_count < 2 || IsPadding(segment)) return;
+  const uint32_t begin = SharedAddress(dynamic), start = (begin + 1023) / 1024 * 1024;
+  const ScanTiles<kPad> tiles = {
+      start, reinterpret_cast<OutputRows<kPad>*>(dynamic + (start - begin) +
+                                                 Shape::kStages * ChunkStage<kPad>::kBytes)};
   if (thread == 0) {
-    for (uint64_t& barrier : full) InitBarrier(&barrier, 1);
+    shared.segment() = segment;
+    // The copies, and the lanes with the factors.
+    for (uint64_t& barrier : shared.full) InitBarrier(&barrier, 1 + kWarp);
+    for (uint64_t& barrier : shared.used) InitBarrier(&barrier, Shape::kWalkers);
+    for (uint64_t& barrier : shared.made) InitBarrier(&barrier, Shape::kWalkers);
+    for (uint64_t& barrier : shared.read) InitBarrier(&barrier, kGroupThreads);
     FenceBarrierInit();
   }
-  if (thread < kPad) {
-    weight[thread] = thread < d ? args.norm_weight[int64_t{head} * d + thread] : 0.0f;
-  }
-  const OutputShare<kPad, ScanShape<kPad>::kGroups * 4> share(args, head, thread);
-  StateTile<kPad> state[1];
-  LoadStates(args, segment, head, group * kTileValues, state);
-  __syncthreads();  // The barriers and weights are ready.
-  ChunkWalk walk(segment, args.emits.data());
-  Chunk chunk = walk.Next(), next = walk.Next();
-  fetch(chunk, 0);
-  fetch(next, 1);
-  uint8_t* const nonfinite = args.nonfinite == nullptr ? nullptr : args.nonfinite + blockIdx.y;
-  float2 own_factors = factors_of(chunk);
-  for (int i = 0; chunk.count > 0; ++i) {
-    const Chunk later = walk.Next();
-    share.Prefetch(segment, chunk);
-    const Stage stage = stage_of(i);
-    const int at = i % kStages;
-    if (thread < kChunkTokens) {
-      from_begin[at][thread] = own_factors.x;
-      to_end[at][thread] = own_factors.y;
+  __syncthreads();  // The barriers and the segment are there.
+  if (thread < Shape::kWalkers) {
+    if constexpr (kPad == 128) asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
+    WalkChunks<kPad, kDelta>(args, head, tiles, shared);
+  } else if (thread < Shape::kWalkers + kGroupThreads) {
+    if constexpr (kPad == 128) asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+    MoveOutputs<kPad>(args, head, thread - Shape::kWalkers, tiles, shared);
+  } else {
+    if constexpr (kPad == 128) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (thread >= Shape::kThreads - kWarp) {
+      FetchChunks<kPad, kDelta>(work, parts, head, tiles, shared);
     }
-    own_factors = factors_of(next);
-    Wait(full + at, i / kStages % 2);
-    if (chunk.count < kChunkTokens) ZeroBehind<kPad>(stage, chunk.count);
-    __syncthreads();  // The factors are there, and nobody reads the last outputs.
-    float o[32];
-    state[0].template Step<kDelta>(stage, group, {from_begin[at], to_end[at], kChunkTokens},
-                                   args.scale, thread % kGroupThreads, o);
-    outputs.Put(o, group * kTileValues, thread % kGroupThreads);
-    __syncthreads();  // The outputs are there, and the stage is used up.
-    fetch(later, i + kStages);
-    StoreStates(args, segment, head, chunk.begin + chunk.count, group * kTileValues, state);
-    share.Store(segment, chunk, outputs, weight, nonfinite);
-    chunk = next;
-    next = later;
   }
-  if (nonfinite != nullptr && !AreFinite(state, group * kTileValues, d)) *nonfinite = 1;
 }
 
 template <int kPad, bool kDelta>

@@ -44,9 +44,9 @@ __global__ void __launch_bounds__(kMakers, kTaps == 4 ? 2 : 1)
   const int64_t place = segment.row_begin + chunk.begin;
   const uint32_t start = (SharedAddress(shared) + 1023) / 1024 * 1024;
   const ChunkStage<kPad> stage(start);
-  MakeChunk<kPad, kTaps, kDelta>(work, segment, chunk, head, stage,
-                                 parts.Factors(head, place, chunk.count),
-                                 InverseTiles(start + ChunkStage<kPad>::kBytes), makers);
+  MakeChunk<kPad, kTaps, kDelta, true>(work, segment, chunk, head, stage,
+                                       parts.Factors(head, place, chunk.count),
+                                       InverseTiles(start + ChunkStage<kPad>::kBytes), makers);
   FenceSharedProxies();
   __syncthreads();  // All tiles are as they leave.
   if (threadIdx.x == 0) StoreStage<kPad, kDelta>(parts, stage, head, place, chunk.count);

@@ -47,31 +47,51 @@ __global__ void RememberKernel(const RecurrentWork work) {
   RememberInputs<T>(work, segment, c);
 }
 
-// Block (8 rows, head, segment), a warp a row: norm over the head; zeros for padding.
+// Block (rows, head, segment), some lanes of a warp a row: norm over the head; zeros for padding.
+template <int kPad, bool kWhole>
 __global__ void FinishHeadsKernel(const RecurrentWork work) {
-  __shared__ float shared[kRowsPerBlock][kHeadDimMax];
+  using Rows = StateRows<kPad>;
   const RecurrentMixerArgs& args = work.args;
   const MixerSegment segment = args.segments[blockIdx.z];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int r = static_cast<int>(blockIdx.x) * kRowsPerBlock + warp;
-  if (segment.row_count < 2 || r >= segment.row_count) return;
-  const int64_t row = RowOf(args.row_list, segment, r);
-  if (row < 0) return;
+  const int warp = static_cast<int>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarp;
+  const int r = warp * Rows::kRowsAtOnce + Rows::Group();
+  // Lanes whose row there is not work on the last one, as all of a warp sum together.
+  if (segment.row_count < 2 || warp * Rows::kRowsAtOnce >= segment.row_count) return;
+  const int64_t row = RowOf(args.row_list, segment, min(r, segment.row_count - 1));
   const int d = args.shape.head_dim;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * d;
-  float* const out = args.out + row * args.out_stride + first;
-  float* const o = shared[warp];
-  for (int i = lane; i < d; i += kWarp) o[i] = IsPadding(segment) ? 0.0f : out[i];
-  __syncwarp();
-  if (IsPadding(segment)) {
-    for (int i = lane; i < d; i += kWarp) out[i] = 0;
-    return;
+  const int64_t own = max(row, int64_t{0});
+  float* const out = args.out + own * args.out_stride + first;
+  const float* const gates = args.z + own * args.z_stride + first;
+  float4 o[Rows::kVectors], z[Rows::kVectors];
+  float squares[1] = {0};
+#pragma unroll
+  for (int v = 0; v < Rows::kVectors; ++v) {
+    const bool is_there = Rows::Key(v) < d && !IsPadding(segment);
+    o[v] = is_there ? LoadKeysOf<kWhole>(out, Rows::Key(v), d) : float4{};
+    z[v] = is_there ? LoadKeysOf<kWhole>(gates, Rows::Key(v), d) : float4{};
+    squares[0] = Dot(o[v], o[v], squares[0]);
   }
-  const float inverse = 1.0f / sqrtf(SquaresOfHead(o, d) / static_cast<float>(d) + args.eps);
-  for (int i = lane; i < d; i += kWarp) {
-    out[i] = Finished(args, row, first + i, o[i], inverse);
-    if (!isfinite(out[i]) && args.nonfinite != nullptr) args.nonfinite[blockIdx.z] = 1;
+  const float total = SumTransposed<1, Rows::kLanes>(squares);
+  if (row < 0 || r >= segment.row_count) return;
+  const float inverse = 1.0f / sqrtf(total / static_cast<float>(d) + args.eps);
+  float zero = 0;  // While all is finite.
+#pragma unroll
+  for (int v = 0; v < Rows::kVectors; ++v) {
+    const int key = Rows::Key(v);
+    if (key >= d) continue;
+    const float4 w = LoadKeysOf<kWhole>(args.norm_weight + first, key, d);
+    const OutputGate gate = args.output_gate;
+    if (!IsPadding(segment)) {
+      o[v] = {Finished(gate, o[v].x, inverse, w.x, z[v].x),
+              Finished(gate, o[v].y, inverse, w.y, z[v].y),
+              Finished(gate, o[v].z, inverse, w.z, z[v].z),
+              Finished(gate, o[v].w, inverse, w.w, z[v].w)};
+    }
+    zero = SameIfFinite(o[v], zero);
+    StoreKeysOf<kWhole>(out, key, d, o[v]);
   }
+  if (zero != 0 && args.nonfinite != nullptr) args.nonfinite[blockIdx.z] = 1;
 }
 
 // Block (row, segment): norm over all heads, of decode rows too.
@@ -99,10 +119,21 @@ __global__ void FinishRowsKernel(const RecurrentWork work) {
   }
 }
 
-dim3 RowBlocks(const RecurrentWork& work) {
-  return dim3(static_cast<unsigned>((work.args.rows_max + kRowsPerBlock - 1) / kRowsPerBlock),
+// `rows_of_warp` rows of a warp at a time.
+dim3 RowBlocks(const RecurrentWork& work, int rows_of_warp = 1) {
+  const int rows = kRowsPerBlock * rows_of_warp;
+  return dim3(static_cast<unsigned>((work.args.rows_max + rows - 1) / rows),
               static_cast<unsigned>(work.args.shape.heads),
               static_cast<unsigned>(work.args.segments.size()));
+}
+
+// Whether every head of a row, and its gate and weights, is whole fours at multiples of 16 bytes.
+bool HasWholeHeads(const RecurrentMixerArgs& args) {
+  return (args.shape.head_dim | args.out_stride | args.z_stride) % 4 == 0 &&
+         (reinterpret_cast<uintptr_t>(args.out) | reinterpret_cast<uintptr_t>(args.z) |
+          reinterpret_cast<uintptr_t>(args.norm_weight)) %
+                 16 ==
+             0;
 }
 
 }  // namespace
@@ -127,14 +158,21 @@ absl::Status LaunchRecurrentRemember(const RecurrentWork& work, void* stream) {
   return LaunchStatus("RecurrentMixer, inputs");
 }
 
-absl::Status LaunchRecurrentFinish(const RecurrentWork& work, void* stream) {
-  if (work.args.per_head_norm) {
-    FinishHeadsKernel<<<RowBlocks(work), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(work);
-  } else {
-    const dim3 grid(static_cast<unsigned>(work.args.rows_max),
-                    static_cast<unsigned>(work.args.segments.size()));
-    FinishRowsKernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(work);
-  }
+absl::Status LaunchRecurrentFinishHeads(const RecurrentWork& work, void* stream) {
+  return WithPaddedDim(work.args.shape.head_dim, [&](auto pad, auto) {
+    constexpr int kPad = decltype(pad)::value;
+    const auto kernel =
+        HasWholeHeads(work.args) ? FinishHeadsKernel<kPad, true> : FinishHeadsKernel<kPad, false>;
+    kernel<<<RowBlocks(work, StateRows<kPad>::kRowsAtOnce), kThreads, 0,
+             static_cast<cudaStream_t>(stream)>>>(work);
+    return LaunchStatus("RecurrentMixer, outputs");
+  });
+}
+
+absl::Status LaunchRecurrentFinishRows(const RecurrentWork& work, void* stream) {
+  const dim3 grid(static_cast<unsigned>(work.args.rows_max),
+                  static_cast<unsigned>(work.args.segments.size()));
+  FinishRowsKernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(work);
   return LaunchStatus("RecurrentMixer, outputs");
 }
 

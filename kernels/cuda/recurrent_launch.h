@@ -31,14 +31,15 @@ auto WithPaddedDim(int32_t head_dim, F&& f) {
 
 // Segments of one row, from the inputs to the outputs, but without the norm over all heads.
 absl::Status LaunchRecurrentDecode(const RecurrentWork& work, void* stream);
-// Segments of more rows in the chunked form, with norm and gate where the norm is each head's own:
-// what each chunk needs, and the walk over the chunks.
+// Segments of more rows in the chunked form up to the outputs before the norm: what each chunk
+// needs, and the walk over the chunks.
 absl::Status LaunchRecurrentChunks(const RecurrentWork& work, const ChunkParts& parts,
                                    void* stream);
 absl::Status LaunchRecurrentChunkScan(const RecurrentWork& work, const ChunkParts& parts,
                                       void* stream);
-// Both in one, and whether they should be: a block a head fills the device, and no more of the
-// segments may be decode rows than there is room for them to be long.
+// Both in one, with norm and gate where the norm is each head's own, and whether they should be: a
+// block a head fills the device, and no more of the segments may be decode rows than there is room
+// for them to be long.
 constexpr int64_t kManyHeads = 96;
 bool ChunksAreFused(const RecurrentWork& work);
 absl::Status LaunchRecurrentFused(const RecurrentWork& work, void* stream);
@@ -47,7 +48,9 @@ absl::Status LaunchRecurrentFeatures(const RecurrentWork& work, void* stream);
 absl::Status LaunchRecurrentScan(const RecurrentWork& work, void* stream);
 // What the convolution remembers of them.
 absl::Status LaunchRecurrentRemember(const RecurrentWork& work, void* stream);
-// Norm and gate of all rows that have none yet.
-absl::Status LaunchRecurrentFinish(const RecurrentWork& work, void* stream);
+// Norm and gate of segments of more rows where the norm is each head's own, and of all segments
+// where it is over all heads.
+absl::Status LaunchRecurrentFinishHeads(const RecurrentWork& work, void* stream);
+absl::Status LaunchRecurrentFinishRows(const RecurrentWork& work, void* stream);
 
 }  // namespace morphserve::kernels::cuda

@@ -71,9 +71,8 @@ RecurrentWork ChunksOf(const RecurrentWork& work) {
   return chunks;
 }
 
-// Segments of more than one row, in chunks.
+// Segments of more than one row, in chunks, up to the outputs before the norm.
 absl::Status LaunchChunked(const RecurrentWork& work, Stream stream) {
-  if (ChunksAreFused(work)) return LaunchRecurrentFused(work, StreamOf(stream));
   const SlotShape& shape = work.args.shape;
   const int64_t elements = work.places * shape.heads * PaddedDim(shape.head_dim);
   auto* const base = reinterpret_cast<__nv_bfloat16*>(work.args.workspace);
@@ -97,6 +96,17 @@ absl::Status LaunchByToken(RecurrentWork work, Stream stream) {
                                          work.places * 3 * shape.heads * PaddedDim(shape.head_dim));
   absl::Status status = LaunchRecurrentFeatures(work, StreamOf(stream));
   if (status.ok()) status = LaunchRecurrentScan(work, StreamOf(stream));
+  return status;
+}
+
+// Segments of more than one row; with norm and gate where the norm is each head's own.
+absl::Status LaunchMore(const RecurrentWork& work, Stream stream) {
+  const bool is_chunked = IsChunked(work.args);
+  if (is_chunked && ChunksAreFused(work)) return LaunchRecurrentFused(work, StreamOf(stream));
+  absl::Status status = is_chunked ? LaunchChunked(work, stream) : LaunchByToken(work, stream);
+  if (status.ok() && work.args.per_head_norm) {
+    status = LaunchRecurrentFinishHeads(work, StreamOf(stream));
+  }
   return status;
 }
 
@@ -136,15 +146,11 @@ absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream) {
   status = LaunchRecurrentDecode(work, StreamOf(stream));
   if (has_chunks) {
     const RecurrentWork chunks = ChunksOf(work);
-    if (status.ok()) {
-      status = IsChunked(args) ? LaunchChunked(chunks, stream) : LaunchByToken(chunks, stream);
-    }
+    if (status.ok()) status = LaunchMore(chunks, stream);
     if (status.ok()) status = LaunchRecurrentRemember(chunks, StreamOf(stream));
   }
-  const bool is_finished = args.per_head_norm && (!has_chunks || IsChunked(args));
-  if (status.ok() && !is_finished) {
-    status = LaunchRecurrentFinish(work, StreamOf(stream));
-  }
+  if (status.ok() && !args.per_head_norm)
+    status = LaunchRecurrentFinishRows(work, StreamOf(stream));
   return status;
 }
 

@@ -123,6 +123,8 @@ TEST_F(MixersCudaTest, TheRecurrentMixerIsRightAtTheEndsOfTheGates) {
 TEST_F(MixersCudaTest, ManyHeadsAgreeWithTheOracle) {
   for (const RecurrentOptions& options : std::vector<RecurrentOptions>{
            {.heads = 96, .dim = 64, .dtype = KvDType::kBF16, .rotary = 64},
+           {.heads = 96, .dim = 64, .rotary = 20},
+           {.heads = 96, .dim = 64, .rotary = 36, .interleaved = true},
            {.heads = 96, .dim = 128, .rotary = 32, .interleaved = true},
            {.heads = 96, .dim = 120, .rotary = 0, .per_head_norm = false}}) {
     const CudaRecurrentLayer layer(options, 140);
