@@ -118,8 +118,7 @@ absl::Status RunLabTask(Engine* engine, LabTask* task, const std::atomic<bool>* 
 LabUnits::~LabUnits() { MS_CHECK(sequences_.empty()); }
 
 absl::Status LabUnits::Take(Lab& lab, const LayerPlan& plan, int32_t sequences, int32_t length) {
-  MS_CHECK(sequences_.empty());
-  filled_ = 0;
+  MS_CHECK(filled_ == 0);
   for (int32_t i = 0; i < sequences; ++i) {
     auto caches = std::make_unique<SequenceCaches>();
     if (!lab.caches->Reserve(plan, length, caches.get())) {
@@ -172,6 +171,7 @@ void LabUnits::GiveBack(Lab& lab) {
     lab.caches->Release(caches.get());
   }
   sequences_.clear();
+  filled_ = 0;
 }
 
 }  // namespace morphserve

@@ -39,8 +39,8 @@ class LabUnits {
   LabUnits& operator=(const LabUnits&) = delete;
   ~LabUnits();  // CHECKs that everything was given back.
 
-  // Takes units for `sequences` sequences of `length` tokens. RESOURCE_EXHAUSTED, with nothing
-  // taken, when they do not fit.
+  // Takes units for `sequences` sequences of `length` tokens, beside those that were taken before.
+  // RESOURCE_EXHAUSTED, with everything given back, when they do not fit.
   absl::Status Take(Lab& lab, const LayerPlan& plan, int32_t sequences, int32_t length);
   // Overwrites what was taken, a few units a call. False: done. So that a measurement reads numbers
   // like those of serving, and memory that is really there.

@@ -67,8 +67,11 @@ absl::StatusOr<bool> StepProbe::Piece(Lab& lab, absl::Time until) {
       if (!step.prefill) sequences = std::max(sequences, step.rows);
       length = std::max(length, step.context + (step.prefill ? step.rows : 1));
     }
-    MS_RETURN_IF_ERROR(units_.Take(lab, *plan_, sequences, length));
-    taken_ = true;
+    // A few at a time: what runs beside this should not wait for all of them.
+    constexpr int32_t kAtOnce = 8;
+    const int32_t some = std::min(kAtOnce, sequences - units_.count());
+    MS_RETURN_IF_ERROR(units_.Take(lab, *plan_, some, length));
+    taken_ = units_.count() == sequences;
     return true;
   }
   if (!filled_) {

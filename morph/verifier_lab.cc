@@ -22,7 +22,10 @@ namespace {
 // Positions of a prompt that predict a token of it.
 constexpr size_t kScored = kProbeTokens - 1;
 // Memory that a measurement of a step may take, so that filling it stays a matter of milliseconds.
+// A device's is that much faster, and its steps at the load that was asked differ more from what
+// the cost model makes of smaller ones.
 constexpr int64_t kProbeBytesMax = int64_t{256} << 20;
+constexpr int64_t kDeviceProbeBytesMax = int64_t{16} << 30;
 
 // Called with a prompt's number, a position of it and the logits there; rows of one block run in
 // parallel.
@@ -265,9 +268,12 @@ absl::Status LabVerifier::MeasureStep(const VerifyRequest& request, const Run& r
   const LoadPoint& load = *request.load;
   const LayerPlan& plan = *request.plan;
   const int64_t each = std::max<int64_t>(engine_->MemoryOf(plan).SequenceBytes(load.context), 1);
-  const int64_t most = std::min(kProbeBytesMax, info.memory.arena_bytes / 2) / each;
-  auto running = static_cast<int32_t>(std::clamp<int64_t>(most, 1, load.running));
-  bool told = engine_->RunInLab([&](Lab& lab, absl::Duration) {
+  int32_t running = 1;
+  const bool told = engine_->RunInLab([&](Lab& lab, absl::Duration) {
+    const bool device = lab.stream.cuda_stream != nullptr;
+    const int64_t bytes = device ? kDeviceProbeBytesMax : kProbeBytesMax;
+    const int64_t most = std::min(bytes, info.memory.arena_bytes / 2) / each;
+    running = static_cast<int32_t>(std::clamp<int64_t>(most, 1, load.running));
     running = std::min({running, lab.model->limits().sequences, lab.rows_max});
     return false;
   });
