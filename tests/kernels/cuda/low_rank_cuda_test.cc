@@ -14,6 +14,31 @@ struct Shape {
   size_t rows = 19;
 };
 
+// What a call reads, on the host.
+struct Inputs {
+  std::vector<float> x, bias, base, before;
+};
+
+// An output in fp64, and the sum of the absolute terms of its product.
+reference::Dot ExpectedOf(const Shape& s, const LowRankPart& part, const Inputs& inputs,
+                          const DeviceMatrix& w, size_t x_stride, size_t r, size_t i) {
+  reference::Dot out;
+  const auto n = static_cast<size_t>(s.n), width = static_cast<size_t>(s.base_width);
+  if (part.weights != nullptr) {
+    const auto* row = &inputs.x[r * x_stride + static_cast<size_t>(part.x_column)];
+    out = reference::DotProduct(std::vector<double>(row, row + s.k), w.Row(i));
+  }
+  if (part.bias != nullptr) out.value += static_cast<double>(inputs.bias[i]);
+  if (part.accumulate) {
+    out.value += static_cast<double>(inputs.before[r * static_cast<size_t>(part.y_stride) + i]);
+  }
+  if (part.base != nullptr) {
+    const size_t group = n / width, dim = static_cast<size_t>(s.head_dim);
+    out.value += static_cast<double>(inputs.base[r * width + i / dim / group * dim + i % dim]);
+  }
+  return out;
+}
+
 TEST_F(LowRankCudaTest, AgreesWithTheOracleForEveryTypeBaseAndList) {
   const Shape shapes[] = {{24, 576, 192, 64},
                           {16, 40, 40, 40},
@@ -28,7 +53,7 @@ TEST_F(LowRankCudaTest, AgreesWithTheOracleForEveryTypeBaseAndList) {
                           {200, 150, 50, 50, 3},
                           {130, 72, 24, 12, 4},
                           {64, 40, 40, 40, 5},
-                          // For tensor cores, but for the last two: inputs, outputs at odd places.
+                          // For tensor cores, but for the last one: its outputs lie at odd places.
                           {24, 576, 192, 64, 130},
                           {64, 72, 24, 12, 70},
                           {200, 72, 24, 12, 66},
@@ -43,16 +68,15 @@ TEST_F(LowRankCudaTest, AgreesWithTheOracleForEveryTypeBaseAndList) {
         const size_t rows = s.rows, x_column = s.k % 8 == 0 ? 4 : 3;
         const size_t x_stride = static_cast<size_t>(s.k) + x_column + 4;
         const size_t n = static_cast<size_t>(s.n), y_stride = n + (s.rows > 64 ? 4 : 2);
-        const auto width = static_cast<size_t>(s.base_width);
-        const auto dim = static_cast<size_t>(s.head_dim);
         const DeviceMatrix w(type, s.n, s.k, &numbers, stream());
-        const std::vector<float> x = numbers.Normals(rows * x_stride), bias = numbers.Normals(n),
-                                 base = numbers.Normals(rows * width),
-                                 before = numbers.Normals(rows * y_stride);
+        const Inputs inputs = {numbers.Normals(rows * x_stride), numbers.Normals(n),
+                               numbers.Normals(rows * static_cast<size_t>(s.base_width)),
+                               numbers.Normals(rows * y_stride)};
         std::vector<int32_t> list;
         const auto last = static_cast<int32_t>(rows) - 1;
         for (int32_t r = 0; r <= last; ++r) list.push_back(r % 4 == 2 ? -1 : last - r);
-        const DeviceArray<float> dx(x), dbias(bias), dbase(base), dy(before);
+        const DeviceArray<float> dx(inputs.x), dbias(inputs.bias), dbase(inputs.base),
+            dy(inputs.before);
         const DeviceArray<int32_t> dlist(list);
         const bool based = mode >= 2 && mode != 4, weighed = mode != 5, listed = mode % 2 == 1;
         const LowRankPart part = {.weights = weighed ? &w.packed() : nullptr,
@@ -80,26 +104,14 @@ TEST_F(LowRankCudaTest, AgreesWithTheOracleForEveryTypeBaseAndList) {
           const bool written =
               !listed || std::count(list.begin(), list.end(), static_cast<int32_t>(r)) == 1;
           for (size_t i = 0; i < y_stride; ++i) {
-            const float got = y[r * y_stride + i], old = before[r * y_stride + i];
+            const float got = y[r * y_stride + i], old = inputs.before[r * y_stride + i];
             if (i >= n || !written) {
               ASSERT_EQ(got, old);
               continue;
             }
-            double expected = 0, magnitude = 0;
-            if (weighed) {
-              const auto* row = &x[r * x_stride + x_column];
-              const std::vector<double> input(row, row + s.k);
-              const reference::Dot dot = reference::DotProduct(input, w.Row(i));
-              expected = dot.value, magnitude = dot.magnitude;
-            }
-            if (part.bias != nullptr) expected += static_cast<double>(bias[i]);
-            if (part.accumulate) expected += static_cast<double>(old);
-            if (based) {
-              const size_t group = n / width;
-              expected += static_cast<double>(base[r * width + i / dim / group * dim + i % dim]);
-            }
+            const reference::Dot expected = ExpectedOf(s, part, inputs, w, x_stride, r, i);
             // Tensor cores cut what does not fit into a sum.
-            ASSERT_NEAR(got, expected, rows > 64 ? 1e-5 + 4e-7 * magnitude : 3e-5)
+            ASSERT_NEAR(got, expected.value, rows > 64 ? 1e-5 + 4e-7 * expected.magnitude : 3e-5)
                 << "n " << s.n << " mode " << mode << " row " << r;
           }
         }
