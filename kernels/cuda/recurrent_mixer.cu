@@ -149,8 +149,9 @@ absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream) {
     if (status.ok()) status = LaunchMore(chunks, stream);
     if (status.ok()) status = LaunchRecurrentRemember(chunks, StreamOf(stream));
   }
-  if (status.ok() && !args.per_head_norm)
+  if (status.ok() && !args.per_head_norm) {
     status = LaunchRecurrentFinishRows(work, StreamOf(stream));
+  }
   return status;
 }
 

@@ -224,6 +224,10 @@ int RunBench(Context* context, BenchFlags flags) {
 void RegisterBench(CLI::App* app, Context* context) {
   CLI::App* command = app->add_subcommand("bench", "measure a running server under load");
   auto f = std::make_shared<BenchFlags>();
+  command->footer(R"(Examples:
+  morphctl bench --concurrency 8 --requests 256 --ignore-eos     closed loop
+  morphctl bench --rate 5 --burstiness 0.5 --slo-ttft-ms 500     open loop in bursts, goodput
+  morphctl bench --concurrency 4 --spread 0.5 --plan fastest     varied lengths, another plan)");
   command->add_option("--concurrency", f->concurrency, "closed loop: requests in flight")
       ->check(CLI::Range(1, kInFlightMax))
       ->capture_default_str();

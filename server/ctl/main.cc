@@ -22,6 +22,9 @@ constexpr char kExamples[] = R"(Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.)";
 
+constexpr char kOfCommand[] =
+    "Options of the connection, --timeout and --json may follow: see morphctl --help.";
+
 void RegisterGlobals(CLI::App* app, Context* context) {
   ConnectionOptions& c = context->connection;
   app->add_option("--addr", c.addr, "inference listener, HOST:PORT")
@@ -46,7 +49,7 @@ int Main(int argc, char** argv) {
   Context context;
   context.interrupt = &interrupt;
   CLI::App app("morphctl: command-line client of morphserve", "morphctl");
-  app.footer(kExamples);
+  app.footer(kOfCommand);  // Of commands that set none: they take it when they are added.
   app.set_version_flag("--version", std::string("morphctl " MORPHSERVE_VERSION));
   app.require_subcommand(1);
   app.fallthrough();  // Global flags may follow the subcommand.
@@ -60,6 +63,7 @@ int Main(int argc, char** argv) {
   RegisterAutopilot(&app, &context);
   RegisterReport(&app, &context);
   RegisterTokenize(&app, &context);
+  app.footer(kExamples);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

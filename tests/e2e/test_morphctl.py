@@ -120,6 +120,8 @@ def test_errors_are_readable_and_coded(ctl):
     assert ctl("nonsense", check=2).stderr
     assert ctl("generate", check=2).stderr
     assert ctl("--help", check=0).stdout.count("Examples") == 1
+    assert "morphctl --help" in ctl("status", "--help", check=0).stdout  # Not all examples again.
+    assert "--rate" in ctl("bench", "--help", check=0).stdout.split("Examples")[1]
     nobody = subprocess.run([BIN / "morphctl", "--addr", "127.0.0.1:1", "status"],
                             capture_output=True, text=True, timeout=60)
     assert nobody.returncode == 1 and "UNAVAILABLE" in nobody.stderr
