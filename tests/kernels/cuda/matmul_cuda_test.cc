@@ -237,8 +237,7 @@ TEST_F(MatmulCudaTest, RefusesBrokenLimitsBeforeAnythingIsWritten) {
   EXPECT_EQ(ops().matmul(args, stream()).code(), absl::StatusCode::kInvalidArgument);
 }
 
-// Needs no device: what a plan promises for every shape.
-// Branches without low-rank matrices ask with their rank, which is 0.
+// Need no device: workspaces, and what a plan promises for every shape.
 TEST(MatmulBytesTest, WhatSuitsTheWidestSuitsAll) {
   for (int32_t k = 1; k < 20000; k += 31) {
     EXPECT_LE(MatmulBytes(70, k), MatmulBytes(70, k + 31)) << k;
@@ -246,6 +245,7 @@ TEST(MatmulBytesTest, WhatSuitsTheWidestSuitsAll) {
   }
 }
 
+// Branches without low-rank matrices ask with their rank, which is 0.
 TEST(MatmulBytesTest, AProductWithoutInputsNeedsNone) {
   EXPECT_EQ(MatmulBytes(1000, 0), 0);
   EXPECT_GT(MatmulBytes(1000, 1), 0);
