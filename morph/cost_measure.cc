@@ -13,8 +13,6 @@ namespace morphserve {
 namespace {
 
 constexpr int64_t kBytesMax = int64_t{512} << 20;
-constexpr int64_t kDeviceBytesMax = int64_t{16} << 30;  // Whose memory is faster and whose batches
-                                                        // are larger.
 constexpr int32_t kCpuSequencesMax = 32;
 constexpr int32_t kContextMax = 8192;
 constexpr int32_t kContextMin = 256;
@@ -155,7 +153,7 @@ absl::StatusOr<CostModel> MeasureCosts(Engine* engine, const std::atomic<bool>* 
     const int32_t sequences = lab.model->limits().sequences;
     limits.sequences_max = device ? sequences : std::min(sequences, kCpuSequencesMax);
     limits.prefill_warm = device;
-    limits.bytes_max = std::min(device ? kDeviceBytesMax : kBytesMax, limits.bytes_max);
+    limits.bytes_max = std::min(device ? kDeviceProbeBytesMax : kBytesMax, limits.bytes_max);
     limits.rows_max = lab.rows_max;
     return false;
   });

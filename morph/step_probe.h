@@ -15,6 +15,10 @@
 
 namespace morphserve {
 
+// Memory that measurements may take on a device, whose memory is faster and whose batches are
+// larger than a CPU's.
+inline constexpr int64_t kDeviceProbeBytesMax = int64_t{16} << 30;
+
 // Bytes of the two units.
 struct UnitBytes {
   int64_t page = 0;

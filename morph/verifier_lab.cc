@@ -21,11 +21,10 @@ namespace {
 
 // Positions of a prompt that predict a token of it.
 constexpr size_t kScored = kProbeTokens - 1;
-// Memory that a measurement of a step may take, so that filling it stays a matter of milliseconds.
-// A device's is that much faster, and its steps at the load that was asked differ more from what
-// the cost model makes of smaller ones.
+// Memory that a measurement of a step may take on a CPU, so that filling it stays a matter of
+// milliseconds. On a device all of the load that is asked has room in most cases: fewer sequences
+// bring the cost model's error with them.
 constexpr int64_t kProbeBytesMax = int64_t{256} << 20;
-constexpr int64_t kDeviceProbeBytesMax = int64_t{16} << 30;
 
 // Called with a prompt's number, a position of it and the logits there; rows of one block run in
 // parallel.

@@ -1,6 +1,7 @@
 // SwiGLU and its gradient. Floor: 12 bytes an element over the memory bus, 20 with the gradient, 10
 // when the result is rounded.
 #include "absl/strings/str_format.h"
+#include "kernels/cuda/alignment.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/rounded_rows.h"
@@ -95,11 +96,8 @@ absl::Status RoundSwiGlu(const SwiGluArgs& args, const RoundedRows& to, Stream s
     return absl::InvalidArgumentError(
         absl::StrFormat("RoundSwiGlu: width %d of %d", args.width, to.inputs));
   }
-  const auto whole = [](const float* from, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(from) % 16 == 0 && stride % 4 == 0;
-  };
-  const bool aligned =
-      args.width % 4 == 0 && whole(args.gate, args.gate_stride) && whole(args.up, args.up_stride);
+  const bool aligned = args.width % 4 == 0 && HasWholeFours(args.gate, args.gate_stride) &&
+                       HasWholeFours(args.up, args.up_stride);
   const dim3 grid(static_cast<unsigned>(args.rows),
                   static_cast<unsigned>((to.inputs + kRounded - 1) / kRounded));
   return Launch("rounded SwiGlu", aligned ? RoundSwiGluKernel<true> : RoundSwiGluKernel<false>,

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "kernels/cuda/alignment.h"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/low_rank_call.cuh"
@@ -20,6 +21,32 @@ constexpr int32_t kSingleMax = 4;
 // Of a row in shared memory, of an output in registers, at a time: a rank of 64 at once where a
 // block has one row, whose latency is what such a call takes.
 constexpr int InputsOf(int rows) { return rows == 1 ? 64 : 32; }
+
+// Inputs [first, first + kInputs) of an output as floats, zeros behind the last one; rows are
+// padded, so that reading whole eights is sound.
+template <int kInputs>
+__device__ inline void LoadInputs(const PackedMatrix& w, int32_t n, int32_t first,
+                                  float (&out)[kInputs]) {
+  const std::byte* row = w.data + n * RowBytes(w.format, w.k);
+#pragma unroll
+  for (int i = 0; i < kInputs; i += 8) {
+    const int32_t at = first + i;
+    if (w.format == WeightFormat::kBF16) {
+      const uint4 bits = at < w.k ? *reinterpret_cast<const uint4*>(row + 2 * at) : uint4{};
+      const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        out[i + 2 * j] = __uint_as_float(words[j] << 16);
+        out[i + 2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        out[i + j] = at + j < w.k ? reinterpret_cast<const float*>(row)[at + j] : 0.0f;
+      }
+    }
+  }
+}
 
 // sums[r] += the products of `count` inputs in shared memory; all rows, listed or not.
 template <int kRows, int kInputs>
@@ -53,7 +80,7 @@ __global__ __launch_bounds__(kThreads) void LowRankKernel(
   const int32_t n = first_output + static_cast<int32_t>(threadIdx.x);
   const bool is_output = n < it.part.n, has_factor = it.weights.data != nullptr;
   float line[kInputs] = {};
-  if (has_factor && is_output) LoadFactor(it.weights, n, 0, line);
+  if (has_factor && is_output) LoadInputs(it.weights, n, 0, line);
   const float bias = it.part.bias == nullptr || !is_output ? 0.0f : it.part.bias[n];
   // The list is whole.
   const bool has_rows = __syncthreads_or(entry >= 0) != 0;
@@ -72,7 +99,7 @@ __global__ __launch_bounds__(kThreads) void LowRankKernel(
     const int32_t count = min(kInputs, it.weights.k - first);
     if (first > 0) {
       __syncthreads();  // The inputs before these are used up.
-      if (is_output) LoadFactor(it.weights, n, first, line);
+      if (is_output) LoadInputs(it.weights, n, first, line);
     }
 #pragma unroll
     for (int i = 0; i < (kRows * kInputs + kThreads - 1) / kThreads; ++i) {
@@ -133,16 +160,14 @@ absl::Status CheckPart(const LowRankPart& part, int64_t x_stride) {
 
 // Whether the kernel of many rows takes the call.
 bool IsMany(const LowRankCall& call) {
-  const auto whole = [](const float* from, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(from) % 16 == 0 && stride % 4 == 0;
-  };
   return call.rows > kLowRankManyFrom &&
          std::all_of(call.parts, call.parts + call.part_count, [&](const LowRankCall::Part& it) {
            const LowRankPart& part = it.part;
            const bool grouped = part.base != nullptr && part.base_width != part.n;
            return (part.weights == nullptr || it.weights.format == WeightFormat::kBF16) &&
-                  part.n % 4 == 0 && whole(part.y, part.y_stride) && whole(part.bias, 0) &&
-                  whole(part.base, part.base_stride) && (!grouped || part.head_dim % 4 == 0);
+                  part.n % 4 == 0 && HasWholeFours(part.y, part.y_stride) &&
+                  HasWholeFours(part.bias, 0) && HasWholeFours(part.base, part.base_stride) &&
+                  (!grouped || part.head_dim % 4 == 0);
          });
 }
 

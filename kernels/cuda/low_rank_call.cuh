@@ -1,12 +1,11 @@
 // What the kernels of low-rank corrections (low_rank.cu, low_rank_many.cu) share: a call as it is
-// on the device, and the factor's rows.
+// on the device.
 #pragma once
 
-#include <cuda_bf16.h>
+#include <cstdint>
 
 #include "kernels/cuda/matrix_layout.h"
 #include "kernels/low_rank.h"
-#include "kernels/packed_layout.h"
 
 namespace morphserve::kernels::cuda {
 
@@ -45,32 +44,6 @@ __device__ inline int32_t LowRankSource(const LowRankPart& part, int32_t n) {
   if (part.base == nullptr || part.base_width == part.n) return n;
   const int32_t group = part.n / part.base_width;
   return n / part.head_dim / group * part.head_dim + n % part.head_dim;
-}
-
-// Inputs [first, first + kInputs) of an output as floats, zeros behind the last one; rows are
-// padded, so that reading whole eights is sound.
-template <int kInputs>
-__device__ inline void LoadFactor(const PackedMatrix& w, int32_t n, int32_t first,
-                                  float (&out)[kInputs]) {
-  const std::byte* row = w.data + n * RowBytes(w.format, w.k);
-#pragma unroll
-  for (int i = 0; i < kInputs; i += 8) {
-    const int32_t at = first + i;
-    if (w.format == WeightFormat::kBF16) {
-      const uint4 bits = at < w.k ? *reinterpret_cast<const uint4*>(row + 2 * at) : uint4{};
-      const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        out[i + 2 * j] = __uint_as_float(words[j] << 16);
-        out[i + 2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        out[i + j] = at + j < w.k ? reinterpret_cast<const float*>(row)[at + j] : 0.0f;
-      }
-    }
-  }
 }
 
 // More rows than kLowRankManyFrom, where every part's factor is bf16, and its outputs, bases and

@@ -4,11 +4,11 @@
 // weights, the reference mode, have a plain kernel of their own.
 #include <algorithm>
 #include <array>
-#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "kernels/common/matmul_stages.h"
 #include "kernels/common/mlp_stages.h"
+#include "kernels/cuda/alignment.h"
 #include "kernels/cuda/gemv.h"
 #include "kernels/cuda/gemv_call.h"
 #include "kernels/cuda/large_product.h"
@@ -62,30 +62,28 @@ int32_t TilesOf(const MatmulPart& part) {
 // One launch of our own kernel: parts of one format, at most kGemvPartsMax of them, and a plan.
 absl::Status RunGemv(const MatmulArgs& args, const GemvPlan& plan, Stream stream) {
   const PackedMatrix& w = *args.parts.front().weights;
-  const auto whole = [](const float* from, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(from) % 16 == 0 && stride % 4 == 0;
-  };
-  GemvCall call = {.x = args.x,
-                   .x_stride = args.x_stride,
-                   .row_list = args.row_list,
-                   .norm_weight = args.norm.weight,
-                   .norm_eps = args.norm.eps,
-                   .aligned = whole(args.x, args.x_stride) && whole(args.norm.weight, 0),
-                   .swiglu = args.swiglu,
-                   .rows = args.rows,
-                   .k = w.k,
-                   .steps = Steps(w.format, w.k),
-                   .slice_steps = plan.slice_steps,
-                   .k_split = plan.k_split,
-                   .tile_stride = kGemvWarps / plan.k_split,
-                   .piece_stride = kGemvWarps % plan.k_split,
-                   .unit_steps = plan.unit_steps,
-                   .group_steps = plan.group_steps,
-                   .batch_tiles = plan.batch_tiles,
-                   .tiles = 0,
-                   .clusters = plan.clusters,
-                   .part_count = static_cast<int32_t>(args.parts.size()),
-                   .parts = {}};
+  GemvCall call = {
+      .x = args.x,
+      .x_stride = args.x_stride,
+      .row_list = args.row_list,
+      .norm_weight = args.norm.weight,
+      .norm_eps = args.norm.eps,
+      .aligned = HasWholeFours(args.x, args.x_stride) && HasWholeFours(args.norm.weight, 0),
+      .swiglu = args.swiglu,
+      .rows = args.rows,
+      .k = w.k,
+      .steps = Steps(w.format, w.k),
+      .slice_steps = plan.slice_steps,
+      .k_split = plan.k_split,
+      .tile_stride = kGemvWarps / plan.k_split,
+      .piece_stride = kGemvWarps % plan.k_split,
+      .unit_steps = plan.unit_steps,
+      .group_steps = plan.group_steps,
+      .batch_tiles = plan.batch_tiles,
+      .tiles = 0,
+      .clusters = plan.clusters,
+      .part_count = static_cast<int32_t>(args.parts.size()),
+      .parts = {}};
   for (size_t i = 0; i < args.parts.size(); ++i) {
     const MatmulPart& part = args.parts[i];
     call.tiles += TilesOf(part);
@@ -152,23 +150,32 @@ MatmulArgs TakeRun(MatmulArgs* rest) {
   return run;
 }
 
+// Of the runs of a fused call, in order; calls with more runs are not fused.
+constexpr size_t kFusedRunsMax = 4;
+struct RunPlans {
+  std::array<GemvPlan, kFusedRunsMax> of;
+  size_t count = 0;
+};
+
 // A norm and an activation are part of a launch when our own kernel takes a run as it is. A norm is
-// of every run; an activation needs its two parts in one. `plans` gets the runs' in order.
-bool FusesRuns(const MatmulArgs& args, std::vector<GemvPlan>* plans) {
+// of every run; an activation needs its two parts in one.
+bool FusesRuns(const MatmulArgs& args, RunPlans* plans) {
   for (MatmulArgs rest = args; !rest.parts.empty();) {
     const MatmulArgs run = TakeRun(&rest);
-    if (run.rows > kFusedRowsMax || run.parts.front().weights->format == WeightFormat::kF32 ||
-        (run.swiglu && run.parts.size() != 2) || !PlanOf(run, &plans->emplace_back())) {
+    if (plans->count == kFusedRunsMax || run.rows > kFusedRowsMax ||
+        run.parts.front().weights->format == WeightFormat::kF32 ||
+        (run.swiglu && run.parts.size() != 2) || !PlanOf(run, &plans->of[plans->count++])) {
       return false;
     }
   }
   return true;
 }
 
-absl::Status FusedRuns(const MatmulArgs& args, const std::vector<GemvPlan>& plans, Stream stream) {
+absl::Status FusedRuns(const MatmulArgs& args, const RunPlans& plans, Stream stream) {
   MatmulArgs rest = args;
-  for (const GemvPlan& plan : plans) {
-    if (absl::Status status = RunGemv(TakeRun(&rest), plan, stream); !status.ok()) return status;
+  for (size_t i = 0; i < plans.count; ++i) {
+    const MatmulArgs run = TakeRun(&rest);
+    if (absl::Status status = RunGemv(run, plans.of[i], stream); !status.ok()) return status;
   }
   return absl::OkStatus();
 }
@@ -223,7 +230,7 @@ absl::Status Matmul(const MatmulArgs& args, Stream stream) {
   if (status.ok()) status = CheckStages(args);
   if (!status.ok() || args.rows == 0) return status;
   if (HasStages(args)) {
-    std::vector<GemvPlan> plans;
+    RunPlans plans;
     if (FusesRuns(args, &plans)) return FusedRuns(args, plans, stream);
     if (!AllLarge(args)) return MatmulInStages(args, stream, RmsNorm, Matmul, SwiGlu);
     status = LargeProduct(args, stream);

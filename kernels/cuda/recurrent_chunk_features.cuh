@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/panel_tiles.cuh"
 #include "kernels/cuda/recurrent_chunks.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace morphserve::kernels::cuda {
 
@@ -174,10 +175,7 @@ class FeatureRun {
   // Keeps the compiler from mixing what comes before with what follows: that takes more registers.
   __device__ static void Pin(float (&y)[kRows][4]) {
 #pragma unroll
-    for (auto& row : y) {
-#pragma unroll
-      for (float& x : row) asm volatile("" : "+f"(x)::"memory");
-    }
+    for (auto& row : y) PinRegisters(row);
   }
 
   __device__ static void Activate(float (&y)[kRows][4]) {

@@ -16,21 +16,12 @@ constexpr int kStages = 2;
 constexpr int kTaps = 4;  // At most; more leave too few registers.
 constexpr int kThreads = kMakers + kGroupThreads;
 
-// What the warpgroups share beside the tiles.
 template <int kPad>
-struct FusedShared {
+struct FusedShared : WalkShared<kStages> {
   uint64_t full[kStages], empty[kStages];
   int rows[kStages];  // Of the chunk.
-  alignas(16) float from_begin[kStages][kChunkTokens], to_end[kStages][kChunkTokens];
   alignas(16) float weight[kPad];
   ChunkMakers makers;
-  // Here, since in registers it would be in the way for the whole walk.
-  alignas(MixerSegment) std::byte segment_bytes[sizeof(MixerSegment)];
-
-  __device__ MixerSegment& segment() { return *reinterpret_cast<MixerSegment*>(segment_bytes); }
-  __device__ ChunkFactors Factors(int stage) {
-    return {from_begin[stage], to_end[stage], kChunkTokens};
-  }
 };
 
 template <int kPad>
@@ -84,7 +75,7 @@ __device__ __forceinline__ void WalkChunks(const RecurrentMixerArgs& args, int h
   Chunk chunk = {0, 0};
   for (int i = 0; chunk.begin < segment.row_count; ++i, chunk.begin += chunk.count) {
     const int thread = OpaqueThread(kMakers);
-    const OutputShare<kPad, kGroupThreads / kWarp> share(args, head, thread);
+    const OutputShare<kPad> share(args, head, thread);
     // Of all rows that the chunk may have.
     const int rows =
         share.Rows(segment, {chunk.begin, min(kChunkTokens, segment.row_count - chunk.begin)});
@@ -171,7 +162,7 @@ absl::Status LaunchFused(const RecurrentWork& work, cudaStream_t stream) {
 bool ChunksAreFused(const RecurrentWork& work) {
   const RecurrentMixerArgs& args = work.args;
   const auto segments = static_cast<int64_t>(args.segments.size());
-  // Lightning stays in two kernels: its outputs for 96 heads of 64 miss the tests' bound in one.
+  // The kernel has no lightning: its outputs for 96 heads of 64 missed the tests' bound here.
   return args.kind == RecurrentKind::kGatedDelta && args.shape.conv_taps <= kTaps &&
          segments * args.shape.heads >= kManyHeads && segments * args.rows_max <= work.places;
 }

@@ -25,18 +25,19 @@ struct OutputRows {
   }
 };
 
-// A warp's share of a chunk's rows, eight at a time and run of lanes, of which each has four
-// values.
-template <int kPad, int kWarps>
+// A warp's share of a chunk's rows, of the four of a warpgroup: four at a time and run of lanes, of
+// which each has four values.
+template <int kPad>
 class OutputShare {
  public:
+  static constexpr int kWarps = kGroupThreads / kWarp;
   static constexpr int kRows = 4;
   static constexpr int kLanes = kPad / 4;
   static constexpr int kRuns = kWarp / kLanes;
   static constexpr int kBatches = kChunkTokens / (kWarps * kRuns * kRows);
   static_assert(kBatches * kWarps * kRuns * kRows == kChunkTokens);
 
-  // `thread` of kWarps warps.
+  // `thread` of the warpgroup.
   __device__ OutputShare(const RecurrentMixerArgs& args, int head, int thread)
       : args_(args),
         of_head_(static_cast<int64_t>(head) * args.shape.head_dim),

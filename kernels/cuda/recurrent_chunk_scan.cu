@@ -24,20 +24,11 @@ struct ScanShape {
                                 kOutputs * static_cast<int>(sizeof(OutputRows<kPad>)) + 1024;
 };
 
-// What the warpgroups share beside the tiles and the outputs.
 template <int kPad>
-struct ScanShared {
+struct ScanShared : WalkShared<ScanShape<kPad>::kStages> {
   static constexpr int kStages = ScanShape<kPad>::kStages;
   uint64_t full[kStages], used[kStages];    // The chunk and its factors are there; are used up.
   uint64_t made[kOutputs], read[kOutputs];  // Outputs are there; they are on their way.
-  alignas(16) float from_begin[kStages][kChunkTokens], to_end[kStages][kChunkTokens];
-  // Here, since in registers it would be in the way for the whole walk.
-  alignas(MixerSegment) std::byte segment_bytes[sizeof(MixerSegment)];
-
-  __device__ MixerSegment& segment() { return *reinterpret_cast<MixerSegment*>(segment_bytes); }
-  __device__ ChunkFactors Factors(int stage) {
-    return {from_begin[stage], to_end[stage], kChunkTokens};
-  }
 };
 
 // Where the tiles of a block are.

@@ -31,6 +31,19 @@ __device__ inline void ToOperand(const float* sums, uint32_t (&a)[kSteps][4]) {
   }
 }
 
+// What the warpgroups of a block share beside tiles and barriers, with kStages chunks under way.
+template <int kStages>
+struct WalkShared {
+  alignas(16) float from_begin[kStages][kChunkTokens], to_end[kStages][kChunkTokens];
+  // Here, since in registers it would be in the way for the whole walk.
+  alignas(MixerSegment) std::byte segment_bytes[sizeof(MixerSegment)];
+
+  __device__ MixerSegment& segment() { return *reinterpret_cast<MixerSegment*>(segment_bytes); }
+  __device__ ChunkFactors Factors(int stage) {
+    return {from_begin[stage], to_end[stage], kChunkTokens};
+  }
+};
+
 // A tile of the state.
 template <int kPad>
 class StateTile {

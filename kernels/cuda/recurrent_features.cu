@@ -1,5 +1,6 @@
 // What surrounds the recurrence of chunks: convolution, activation, rotation, norms and gates
 // before it, one warp a row and head; what the convolution remembers; norm and gate of the outputs.
+#include "kernels/cuda/alignment.h"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/recurrent_launch.h"
 #include "kernels/cuda/recurrent_steps.cuh"
@@ -129,11 +130,8 @@ dim3 RowBlocks(const RecurrentWork& work, int rows_of_warp = 1) {
 
 // Whether every head of a row, and its gate and weights, is whole fours at multiples of 16 bytes.
 bool HasWholeHeads(const RecurrentMixerArgs& args) {
-  return (args.shape.head_dim | args.out_stride | args.z_stride) % 4 == 0 &&
-         (reinterpret_cast<uintptr_t>(args.out) | reinterpret_cast<uintptr_t>(args.z) |
-          reinterpret_cast<uintptr_t>(args.norm_weight)) %
-                 16 ==
-             0;
+  return HasWholeFours(args.out, args.out_stride) && HasWholeFours(args.z, args.z_stride) &&
+         HasWholeFours(args.norm_weight, args.shape.head_dim);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // with f32 sums. A warp passes over 16 positions that none of its 16 rows sees, which changes no
 // bit. Floor: 8 D (window + sinks) flops a row and head, and (window + 64) / 64 readings of keys
 // and values.
+#include "kernels/cuda/alignment.h"
 #include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/panel_tiles.cuh"
@@ -248,18 +249,14 @@ absl::Status LaunchOfType(const WindowWork& work, cudaStream_t stream) {
   return Launch<T, 256>(work, stream);
 }
 
-bool IsAligned(const void* data, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 4 == 0;
-}
-
 }  // namespace
 
 bool HasHalfForm(const WindowWork& work) {
   const WindowMixerArgs& args = work.args;
   return args.shape.dtype != KvDType::kF32 && args.shape.head_dim % kPieceElements == 0 &&
-         work.ring_offset % 16 == 0 && IsAligned(args.slot_base, 0) &&
-         IsAligned(args.q, args.q_stride) && IsAligned(args.k, args.k_stride) &&
-         IsAligned(args.v, args.v_stride);
+         work.ring_offset % 16 == 0 && HasWholeFours(args.slot_base, 0) &&
+         HasWholeFours(args.q, args.q_stride) && HasWholeFours(args.k, args.k_stride) &&
+         HasWholeFours(args.v, args.v_stride);
 }
 
 absl::Status LaunchWindowAttendHalf(const WindowWork& work, void* stream) {
