@@ -8,6 +8,7 @@ namespace morphserve {
 
 DevicePlace& DevicePlace::operator=(DevicePlace&& other) noexcept {
   std::swap(weights, other.weights);
+  std::swap(bf16_copies, other.bf16_copies);
   std::swap(cuda_, other.cuda_);
   std::swap(stream_, other.stream_);
   std::swap(info_, other.info_);

@@ -40,6 +40,9 @@ class DevicePlace {
   const std::string& why() const { return why_; }                  // The CPU, with kAuto.
 
   kernels::cuda::DeviceMemory weights;
+  // A model that is placed here keeps its quantised weights once more as bf16, for steps of many
+  // rows, which would turn them to it each time.
+  bool bf16_copies = false;
 
  private:
   bool cuda_ = false;

@@ -198,6 +198,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Checkpoint checkpoint,
                                        .host_spill_bytes = options.host_spill_bytes},
                                       parts.arena.get(), parts.memory.get(), clock);
   const ModelLimits limits = MakeModelLimits(options, info.context_tokens, place.on_device());
+  parts.device.bf16_copies = info.memory.bf16_copies_bytes > 0;
   MS_ASSIGN_OR_RETURN(std::unique_ptr<HybridModel> model,
                       PlaceModel(config, std::move(weights), std::move(branches), kv_dtype, limits,
                                  &parts.device, parts.pool.get()));

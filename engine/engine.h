@@ -84,6 +84,7 @@ struct PlanStatus {
 // The arithmetic of memory, known from file headers alone.
 struct MemoryVerdict {
   int64_t weight_bytes = 0;
+  int64_t bf16_copies_bytes = 0;  // Of these, what copies of bf16 take; 0: none are made.
   int64_t workspace_bytes = 0;
   int64_t arena_bytes = 0;
   int64_t page_bytes = 0;

@@ -9,12 +9,16 @@ namespace morphserve {
 
 enum class WeightsDType : uint8_t { kNative, kBF16, kF32, kFp8 };
 enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
+enum class Bf16Copies : uint8_t { kAuto, kOn, kOff };
 enum class KvCacheDType : uint8_t { kAuto, kF32, kF16, kBF16, kFp8 };
 
 struct EngineOptions {
   DeviceKind device = DeviceKind::kAuto;
   WeightsDType weights_dtype = WeightsDType::kNative;
   KvCacheDType kv_dtype = KvCacheDType::kAuto;
+  // On a device: quantised weights once more as bf16. kAuto: where that takes no more than a tenth
+  // of its memory, and leaves the arena what was asked for.
+  Bf16Copies bf16_copies = Bf16Copies::kAuto;
   int32_t threads = 0;          // 0: min(physical cores, affinity, floor(CPU quota)), at least 1.
   int32_t context_tokens = 0;   // 0: the model's own.
   int64_t arena_bytes = 0;      // 0: a quarter of RAM, at most 4 GiB; of a device, what is left.

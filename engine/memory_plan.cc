@@ -24,6 +24,10 @@ double ToMiB(int64_t bytes) { return static_cast<double>(bytes) / static_cast<do
 
 std::string DescribeParts(const MemoryVerdict& verdict) {
   std::string text = absl::StrFormat("weights %.1f MiB, ", ToMiB(verdict.weight_bytes));
+  if (verdict.bf16_copies_bytes > 0) {
+    absl::StrAppendFormat(&text, "of them %.1f MiB copies as bf16, ",
+                          ToMiB(verdict.bf16_copies_bytes));
+  }
   if (verdict.slot_bytes > 0) {
     absl::StrAppendFormat(&text, "branches %.1f MiB, ", ToMiB(verdict.branches_bytes));
   }
@@ -37,6 +41,14 @@ std::string DescribeParts(const MemoryVerdict& verdict) {
 }
 
 }  // namespace
+
+bool KeepsBf16Copies(Bf16Copies choice, int64_t copies, int64_t others,
+                     const kernels::cuda::DeviceInfo& device) {
+  constexpr int64_t kShare = 10;  // Of the device's memory, at most.
+  if (choice != Bf16Copies::kAuto) return choice == Bf16Copies::kOn;
+  return copies <= device.memory_bytes / kShare &&
+         copies + others <= device.free_bytes - kDeviceReserve;
+}
 
 KvDType ResolveKvDType(const EngineOptions& options, const DevicePlace& place) {
   switch (options.kv_dtype) {
@@ -135,10 +147,15 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
     return absl::FailedPreconditionError(
         "plans.active has linear layers; the model has no branches (model.branches)");
   }
+  if (options.bf16_copies == Bf16Copies::kOn && !place.on_device()) {
+    return absl::InvalidArgumentError(
+        "device.bf16_copies is on, which needs a CUDA device; auto and off run on the CPU");
+  }
   MemoryVerdict verdict;
   if (place.on_device()) {
     MS_ASSIGN_OR_RETURN(const ModelWeights shapes, WeightShapes(checkpoint, options.weights_dtype));
     verdict.weight_bytes = DeviceBytes(shapes, nullptr);
+    verdict.bf16_copies_bytes = Bf16CopiesBytes(shapes);
   } else {
     MS_ASSIGN_OR_RETURN(verdict.weight_bytes, PackedWeightBytes(checkpoint, options.weights_dtype));
   }
@@ -152,8 +169,14 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   verdict.page_bytes = PageUnitBytes(config, kv_dtype);
   verdict.slot_bytes = SlotUnitBytes(config, branches, kv_dtype);
   verdict.super_block_bytes = SuperBlockBytes(verdict.page_bytes, verdict.slot_bytes);
-  const int64_t fixed = verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes;
   verdict.lab_bytes = branches == nullptr ? 0 : options.lab_bytes;
+  int64_t fixed = verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes;
+  if (!KeepsBf16Copies(options.bf16_copies, verdict.bf16_copies_bytes,
+                       fixed + verdict.lab_bytes + options.arena_bytes, place.info())) {
+    verdict.bf16_copies_bytes = 0;
+  }
+  verdict.weight_bytes += verdict.bf16_copies_bytes;
+  fixed += verdict.bf16_copies_bytes;
   const int64_t most = place.on_device()
                            ? place.info().free_bytes - kDeviceReserve - fixed - verdict.lab_bytes
                            : std::min(machine.memory_bytes / 4, kAutoArenaMax);

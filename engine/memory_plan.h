@@ -25,6 +25,10 @@ int64_t PageUnitBytes(const ModelConfig& config, KvDType kv_dtype);
 // Bytes of one slot; 0 without branches.
 int64_t SlotUnitBytes(const ModelConfig& config, const BranchesHeader* branches, KvDType kv_dtype);
 
+// Whether copies of bf16 that take so many bytes are made, where all else takes `others`.
+bool KeepsBf16Copies(Bf16Copies choice, int64_t copies, int64_t others,
+                     const kernels::cuda::DeviceInfo& device);
+
 // `branches` is null for a dense model.
 absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
                                                 const BranchesHeader* branches,

@@ -21,8 +21,8 @@ absl::StatusOr<std::unique_ptr<HybridModel>> PlaceModel(const ModelConfig& confi
                                                         kernels::cpu::ThreadPool* pool) {
   std::unique_ptr<StepStage> stage;
   if (place->on_device()) {
-    MS_ASSIGN_OR_RETURN(place->weights,
-                        PlaceOnDevice(weights.get(), branches.get(), place->stream(nullptr)));
+    MS_ASSIGN_OR_RETURN(place->weights, PlaceOnDevice(weights.get(), branches.get(),
+                                                      place->bf16_copies, place->stream(nullptr)));
     MS_ASSIGN_OR_RETURN(stage, DeviceStage::Create(config.layers, limits, place->stream(nullptr)));
   } else {
     stage = std::make_unique<HostStage>();

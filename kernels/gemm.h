@@ -60,6 +60,8 @@ struct PackedMatrix {
   int32_t n = 0;  // Outputs.
   int32_t k = 0;  // Inputs.
   const std::byte* data = nullptr;
+  // On a device: quantised weights once more, as rows of bf16, for products of many rows; or null.
+  const std::byte* bf16_rows = nullptr;
 };
 
 // Bytes a packed [n, k] matrix takes. Against the file: Q4_1, Q8_0, Q6_K and floats the same to

@@ -188,6 +188,9 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   options.device = config.device.kind == "cpu"    ? DeviceKind::kCpu
                    : config.device.kind == "cuda" ? DeviceKind::kCuda
                                                   : DeviceKind::kAuto;
+  options.bf16_copies = config.device.bf16_copies == "on"    ? Bf16Copies::kOn
+                        : config.device.bf16_copies == "off" ? Bf16Copies::kOff
+                                                             : Bf16Copies::kAuto;
   options.threads = config.device.threads;
   options.context_tokens = config.limits.context_tokens;
   options.arena_bytes = config.cache.arena_bytes;

@@ -20,8 +20,9 @@ struct ServerConfig {
   } model;
 
   struct Device {
-    std::string kind;     // auto | cpu | cuda.
-    int32_t threads = 0;  // 0: what the machine and its cgroup give.
+    std::string kind;         // auto | cpu | cuda.
+    std::string bf16_copies;  // auto | on | off.
+    int32_t threads = 0;      // 0: what the machine and its cgroup give.
   } device;
 
   struct Listen {

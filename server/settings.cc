@@ -34,6 +34,10 @@ constexpr SettingField kTable[] = {
      MS_AT(model.branches)},
     {"device.kind", Kind::kChoice, "auto", 0, 0, "auto|cpu|cuda",
      "where the model runs; auto: a CUDA device if there is one, else the CPU", MS_AT(device.kind)},
+    {"device.bf16_copies", Kind::kChoice, "auto", 0, 0, "auto|on|off",
+     "on a device, keep quantised weights once more as bf16, for steps of more than 16 rows; auto: "
+     "if that takes a tenth of its memory or less",
+     MS_AT(device.bf16_copies)},
     {"device.threads", Kind::kCount, "auto", 0, 1024, "auto",
      "worker threads; auto: physical cores within affinity and CPU quota", MS_AT(device.threads)},
     {"listen.inference", Kind::kAddress, "127.0.0.1:8001", 0, 0, "",

@@ -63,6 +63,15 @@ int64_t BytesOf(const Pieces& pieces) {
   return bytes;
 }
 
+// Of the base's matrices: a branch's are floats.
+int64_t CopiesOf(const Pieces& pieces) {
+  int64_t bytes = 0;
+  for (const PackedMatrix* matrix : pieces.matrices) {
+    bytes += Aligned(kernels::cuda::Bf16CopyBytes(*matrix));
+  }
+  return bytes;
+}
+
 }  // namespace
 
 int64_t DeviceBytes(const ModelWeights& weights, const Branches* branches) {
@@ -70,11 +79,17 @@ int64_t DeviceBytes(const ModelWeights& weights, const Branches* branches) {
   return BytesOf(Collect(const_cast<ModelWeights*>(&weights), const_cast<Branches*>(branches)));
 }
 
+int64_t Bf16CopiesBytes(const ModelWeights& weights) {
+  return CopiesOf(Collect(const_cast<ModelWeights*>(&weights), nullptr));
+}
+
 absl::StatusOr<kernels::cuda::DeviceMemory> PlaceOnDevice(ModelWeights* weights, Branches* branches,
+                                                          bool bf16_copies,
                                                           kernels::Stream stream) {
   const bool tied = weights->head.data != nullptr && weights->head.data == weights->embedding.data;
   const Pieces pieces = Collect(weights, branches);
-  const int64_t bytes = BytesOf(pieces);
+  const Pieces copied = bf16_copies ? Collect(weights, nullptr) : Pieces();
+  const int64_t bytes = BytesOf(pieces) + CopiesOf(copied);
   MS_ASSIGN_OR_RETURN(kernels::cuda::DeviceMemory memory,
                       kernels::cuda::DeviceMemory::Allocate(bytes));
   std::byte* at = memory.data();
@@ -87,6 +102,12 @@ absl::StatusOr<kernels::cuda::DeviceMemory> PlaceOnDevice(ModelWeights* weights,
     const auto taken = static_cast<int64_t>(parameter->size() * sizeof(float));
     MS_RETURN_IF_ERROR(kernels::cuda::CopyToDevice(at, parameter->host().data(), taken, stream));
     parameter->Place(reinterpret_cast<const float*>(at));
+    at += Aligned(taken);
+  }
+  for (PackedMatrix* matrix : copied.matrices) {
+    const int64_t taken = kernels::cuda::Bf16CopyBytes(*matrix);
+    if (taken == 0) continue;
+    MS_RETURN_IF_ERROR(kernels::cuda::AddBf16Copy(matrix, at, stream));
     at += Aligned(taken);
   }
   MS_CHECK(at == memory.data() + bytes);

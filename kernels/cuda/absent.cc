@@ -46,6 +46,8 @@ absl::Status FlagNonfiniteSlot(const SlotShape&, const std::byte*, int32_t, uint
   return Absent();
 }
 int64_t DeviceMatrixBytes(const PackedMatrix&) { return 0; }
+int64_t Bf16CopyBytes(const PackedMatrix&) { return 0; }
+absl::Status AddBf16Copy(PackedMatrix*, std::byte*, Stream) { return Absent(); }
 absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix&, std::byte*, Stream) {
   return Absent();
 }

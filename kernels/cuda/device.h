@@ -107,4 +107,10 @@ int64_t DeviceMatrixBytes(const PackedMatrix& host);
 absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix& host, std::byte* device,
                                           Stream stream);
 
+// Uploaded weights that products of many rows turn to bf16 each time may be kept so beside the
+// others. The bytes that takes (0: this format has no such copy), and the copy: `device` is aligned
+// to 256 and has room for them, and belongs to `matrix` afterwards. Asynchronous.
+int64_t Bf16CopyBytes(const PackedMatrix& matrix);
+absl::Status AddBf16Copy(PackedMatrix* matrix, std::byte* device, Stream stream);
+
 }  // namespace morphserve::kernels::cuda

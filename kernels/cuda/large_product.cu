@@ -1,7 +1,7 @@
-// The large product: quantised weights become bf16 in the workspace, a range of outputs at a time;
-// results are written in place, or, with a row list or a bias, from a buffer by rows.
-// Floor: of the rounding, rows * (4 k + 2 inputs) bytes over the memory bus; of the products see
-// tests/bench/gpu/RESULTS.md.
+// The large product: quantised weights become bf16 in the workspace, a range of outputs at a time,
+// unless they have a copy of bf16 already; results are written in place, or, with a row list or a
+// bias, from a buffer by rows. Floor: of the rounding, rows * (4 k + 2 inputs) bytes over the
+// memory bus; of the products see tests/bench/gpu/RESULTS.md.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -112,9 +112,8 @@ absl::Status LargeRange(const MatmulArgs& args, const MatmulPart& part, const La
 absl::Status LargePart(const MatmulArgs& args, const MatmulPart& part, const Layout& layout,
                        Stream stream) {
   const PackedMatrix& w = *part.weights;
-  if (w.format == WeightFormat::kBF16) {
-    return LargeRange(args, part, layout, w.data, 0, w.n, stream);
-  }
+  const std::byte* const rows = w.format == WeightFormat::kBF16 ? w.data : w.bf16_rows;
+  if (rows != nullptr) return LargeRange(args, part, layout, rows, 0, w.n, stream);
   std::byte* const tile = args.workspace + layout.weights;
   for (int32_t first = 0; first < w.n; first += static_cast<int32_t>(layout.weight_rows)) {
     const int32_t count = static_cast<int32_t>(std::min<int64_t>(layout.weight_rows, w.n - first));
@@ -127,7 +126,8 @@ absl::Status LargePart(const MatmulArgs& args, const MatmulPart& part, const Lay
 
 // Where the large product is faster though the small one could take the rows (H200, 2026-11-27):
 // rows that stand together, and weights that need no unpacking, or a small matrix of them, or that
-// many rows share. The small product then rounds x too.
+// many rows share. A copy of bf16 has twice or four times the bytes of what it was made from: more
+// than 16 rows are worth that. The small product then rounds x too.
 bool BetterLarge(const MatmulArgs& args) {
   if (args.rows <= kExactRowsMax || args.row_list != nullptr ||
       args.workspace_bytes < Layout(args.rows, args.parts.front().weights->k).bytes) {
@@ -136,7 +136,8 @@ bool BetterLarge(const MatmulArgs& args) {
   return std::all_of(args.parts.begin(), args.parts.end(), [&](const MatmulPart& part) {
     const PackedMatrix& w = *part.weights;
     constexpr int64_t kSmall = int64_t{16} << 20;
-    return !IsTiled(w.format) || args.rows > 32 || (args.rows > 16 && int64_t{w.n} * w.k <= kSmall);
+    return !IsTiled(w.format) || args.rows > 32 ||
+           (args.rows > 16 && (w.bf16_rows != nullptr || int64_t{w.n} * w.k <= kSmall));
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/matrix_bf16.h"
 #include "kernels/cuda/matrix_layout.h"
 #include "kernels/packed_layout.h"
 #include "kernels/quant_block.h"
@@ -86,6 +87,17 @@ void PutFloatRow(const PackedMatrix& host, int32_t row, bool wide, std::vector<f
 }
 
 }  // namespace
+
+int64_t Bf16CopyBytes(const PackedMatrix& matrix) {
+  return IsTiled(UploadFormat(matrix.format)) ? MatrixBytes(WeightFormat::kBF16, matrix.n, matrix.k)
+                                              : 0;
+}
+
+absl::Status AddBf16Copy(PackedMatrix* matrix, std::byte* device, Stream stream) {
+  absl::Status status = RowsAsBf16(*matrix, 0, matrix->n, matrix->n, device, stream);
+  if (status.ok()) matrix->bf16_rows = device;
+  return status;
+}
 
 int64_t DeviceMatrixBytes(const PackedMatrix& host) {
   return MatrixBytes(UploadFormat(host.format), host.n, host.k);

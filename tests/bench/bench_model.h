@@ -38,7 +38,8 @@ class BenchModel {
   // `branches_source` may be empty.
   BenchModel(const std::string& path, const std::string& branches_source, WeightsDType dtype,
              int32_t threads, int32_t context, DeviceKind device = DeviceKind::kCpu,
-             int64_t arena_bytes = int64_t{4} << 30, KvCacheDType kv = KvCacheDType::kAuto) {
+             int64_t arena_bytes = int64_t{4} << 30, KvCacheDType kv = KvCacheDType::kAuto,
+             bool bf16_copies = false) {
     const double begin = Seconds();
     auto checkpoint = OpenCheckpoint(path);
     if (!checkpoint.ok()) Die(checkpoint.status());
@@ -46,6 +47,7 @@ class BenchModel {
     auto place = DevicePlace::Open(device);
     if (!place.ok()) Die(place.status());
     place_ = *std::move(place);
+    place_.bf16_copies = bf16_copies;
     auto weights = LoadWeights(*checkpoint, dtype, pool_.get(), nullptr, nullptr);
     if (!weights.ok()) Die(weights.status());
     config_ = checkpoint->config;

@@ -110,7 +110,7 @@ def test_metrics_in_code_and_in_the_manual_are_the_same(metrics):
 
 
 def test_every_setting_is_in_the_operators_manual(settings):
-    rows = re.findall(r"^\| `([a-z_.]+)` \| `?([^`|]*?)`? \|", read("deploy/README.md"),
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| `?([^`|]*?)`? \|", read("deploy/README.md"),
                       re.MULTILINE)
     manual = dict(rows)
     assert set(manual) == set(settings), (

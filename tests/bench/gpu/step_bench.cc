@@ -4,7 +4,7 @@
 // former where there is no latter. The
 // floor is bytes over bandwidth; see kernels/README.md.
 //   step_bench MODEL BRANCHES|- CASES [--dtype native|bf16|fp8] [--kv auto|fp8]
-//              [--bandwidth GB/S] [--arena GIB]
+//              [--bandwidth GB/S] [--arena GIB] [--copies on|off]
 // CASES: full_layers:batch:context or full_layers:batch:context:rows, separated by commas;
 // full_layers -1: all. `rows` rows of each sequence, the last of which has `context` tokens; one,
 // a decode step, unless given.
@@ -53,6 +53,7 @@ struct Options {
   KvCacheDType kv = KvCacheDType::kAuto;
   double bandwidth = 0;  // GB/s; 0: not told.
   double arena = 4;      // GiB.
+  bool copies = false;   // Of quantised weights as bf16 (device_place.h).
 };
 
 // False for a flag or a value that there is not.
@@ -62,6 +63,7 @@ bool ParseFlag(const std::string& flag, const std::string& value, Options* optio
                                                                {"fp8", WeightsDType::kFp8}};
   static const std::map<std::string, KvCacheDType> kCaches = {{"auto", KvCacheDType::kAuto},
                                                               {"fp8", KvCacheDType::kFp8}};
+  static const std::map<std::string, bool> kSwitch = {{"on", true}, {"off", false}};
   const auto choose = [&](const auto& choices, auto* out) {
     const auto choice = choices.find(value);
     if (choice != choices.end()) *out = choice->second;
@@ -70,6 +72,7 @@ bool ParseFlag(const std::string& flag, const std::string& value, Options* optio
   const auto positive = [&](double* out) { return absl::SimpleAtod(value, out) && *out > 0; };
   if (flag == "--dtype") return choose(kWeights, &options->dtype);
   if (flag == "--kv") return choose(kCaches, &options->kv);
+  if (flag == "--copies") return choose(kSwitch, &options->copies);
   if (flag == "--bandwidth") return positive(&options->bandwidth);
   return flag == "--arena" && positive(&options->arena);
 }
@@ -81,7 +84,7 @@ int Main(int argc, char** argv) {
   if (!sound) {
     std::fprintf(stderr,
                  "usage: step_bench MODEL BRANCHES|- CASES [--dtype native|bf16|fp8] "
-                 "[--kv auto|fp8] [--bandwidth GB/S] [--arena GIB]\n");
+                 "[--kv auto|fp8] [--bandwidth GB/S] [--arena GIB] [--copies on|off]\n");
     return 2;
   }
   const std::vector<Case> cases = ParseCases(argv[3]);
@@ -89,7 +92,7 @@ int Main(int argc, char** argv) {
   for (const Case& one : cases) context = std::max(context, one.context);
   const std::string branches = argv[2] == std::string("-") ? "" : argv[2];
   BenchModel bench(argv[1], branches, options.dtype, 8, context + 64, DeviceKind::kCuda,
-                   static_cast<int64_t>(options.arena * (1 << 30)), options.kv);
+                   static_cast<int64_t>(options.arena * (1 << 30)), options.kv, options.copies);
   const int32_t layers = bench.config().layers;
   std::printf("%s; weights %.0f MB, loaded in %.1f s\n", bench.place().info().name.c_str(),
               static_cast<double>(bench.weight_bytes()) / 1e6, bench.load_s());

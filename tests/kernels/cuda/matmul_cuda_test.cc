@@ -158,6 +158,37 @@ TEST_F(MatmulCudaTest, AgreesWithTheOracleForEveryTypeSizeAndBucket) {
   }
 }
 
+// Catches a copy of other values, or in other places, than what is made of the weights each time,
+// and few rows that read it.
+TEST_F(MatmulCudaTest, ACopyOfBf16GivesTheBitsOfWeightsThatAreMadeSoEachTime) {
+  for (const DType type : {DType::kQ8_0, DType::kQ4_1, DType::kF8_E4M3}) {
+    for (const int32_t k : {96, 576}) {
+      for (const int32_t rows : {1, 16, 17, 33, 64, 65, 100}) {
+        for (const bool listed : {false, true}) {
+          Case c(type, {192, 5, 33}, k, rows, stream());
+          c.with_list = c.with_bias = listed;
+          c.accumulate = rows % 2 == 0;
+          ASSERT_TRUE(c.Run(ops()).ok());
+          const std::vector<std::vector<float>> each_time = c.y;
+          for (const auto& matrix : c.weights) matrix->AddCopy(stream());
+          ASSERT_TRUE(c.Run(ops()).ok());
+          EXPECT_EQ(c.y, each_time) << Name(type, k, rows) << (listed ? " listed" : "");
+          c.Check(Name(type, k, rows));
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(MatmulCudaTest, FloatsHaveNoCopyOfBf16) {
+  Numbers numbers(3);
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ6_K}) {
+    const DeviceMatrix matrix(type, 16, 256, &numbers, stream());
+    EXPECT_EQ(Bf16CopyBytes(matrix.packed()), 0) << DTypeName(type);
+  }
+}
+
 TEST_F(MatmulCudaTest, LongRowsShareAClusterAndRepeatBitForBit) {
   for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_1, DType::kF8_E4M3}) {
     for (const int32_t k : {4096, 14336}) {

@@ -34,10 +34,18 @@ class DeviceMatrix {
     }
   }
   const PackedMatrix& packed() const { return matrix_; }
+  // Keeps it once more as bf16 (device.h).
+  void AddCopy(Stream stream) {
+    auto memory = DeviceMemory::Allocate(Bf16CopyBytes(matrix_));
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    copy_ = std::move(*memory);
+    ASSERT_TRUE(FillBytes(copy_.data(), 0xFF, copy_.bytes(), stream).ok());
+    ASSERT_TRUE(AddBf16Copy(&matrix_, copy_.data(), stream).ok());
+  }
   const std::vector<float>& Row(size_t row) const { return rows_[row]; }
 
  private:
-  DeviceMemory memory_;
+  DeviceMemory memory_, copy_;
   PackedMatrix matrix_;
   std::vector<std::vector<float>> rows_;
 };
