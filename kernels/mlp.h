@@ -30,9 +30,11 @@ struct MlpArgs {
   const PackedMatrix* gate = nullptr;
   const PackedMatrix* up = nullptr;
   const PackedMatrix* down = nullptr;
-  // [rows, width] each: what is there afterwards is undefined.
+  // [rows, width] each: what is there afterwards is undefined. Where a row of `up_rows` follows the
+  // one of `gate_rows`, a backend may make both by one product.
   float* gate_rows = nullptr;
   float* up_rows = nullptr;
+  int64_t rows_stride = 0;
   std::byte* workspace = nullptr;  // 64-byte aligned.
   int64_t workspace_bytes = 0;
 };

@@ -20,8 +20,10 @@ absl::StatusOr<CostKey> KeyOf(const Engine& engine, const std::string& version) 
       .plan_id = full->id(),
       .device = info.device_name,
       .version = version,
-      .shape = absl::StrFormat("context %d, arena %d, weights %s, cache %s", info.context_tokens,
-                               info.memory.arena_bytes, info.weight_dtype, info.kv_dtype)};
+      .shape = absl::StrFormat("context %d, arena %d, weights %s%s, cache %s", info.context_tokens,
+                               info.memory.arena_bytes, info.weight_dtype,
+                               info.memory.bf16_copies_bytes > 0 ? " and bf16" : "",
+                               info.kv_dtype)};
 }
 
 }  // namespace

@@ -79,15 +79,15 @@ absl::Status HybridModel::Projections(const LayerWeights& layer, int32_t layer_i
   std::array<kernels::MatmulPart, 4> parts = {{{.weights = &layer.q,
                                                 .bias = layer.q_bias.data(),
                                                 .y = buffers_.q,
-                                                .y_stride = int64_t{c.heads} * c.head_dim},
+                                                .y_stride = buffers_.head_stride},
                                                {.weights = &layer.k,
                                                 .bias = layer.k_bias.data(),
                                                 .y = buffers_.k,
-                                                .y_stride = int64_t{c.kv_heads} * c.head_dim},
+                                                .y_stride = buffers_.head_stride},
                                                {.weights = &layer.v,
                                                 .bias = layer.v_bias.data(),
                                                 .y = buffers_.v,
-                                                .y_stride = int64_t{c.kv_heads} * c.head_dim},
+                                                .y_stride = buffers_.head_stride},
                                                {}}};
   const bool state = rows_.linear.count > 0 && branches_->header.config.has_state();
   if (state) {
@@ -119,13 +119,13 @@ absl::Status HybridModel::Projections(const LayerWeights& layer, int32_t layer_i
 absl::Status HybridModel::FullMix(const LayerWeights& layer, int32_t layer_index) {
   const ModelConfig& c = config_;
   const int64_t q_width = int64_t{c.heads} * c.head_dim;
-  const int64_t kv_width = int64_t{c.kv_heads} * c.head_dim;
+  const int64_t stride = buffers_.head_stride;
   const kernels::QkRopeAppendArgs append = {.q = buffers_.q,
-                                            .q_stride = q_width,
+                                            .q_stride = stride,
                                             .k = buffers_.k,
-                                            .k_stride = kv_width,
+                                            .k_stride = stride,
                                             .v = buffers_.v,
-                                            .v_stride = kv_width,
+                                            .v_stride = stride,
                                             .q_norm = layer.q_norm.data(),
                                             .k_norm = layer.k_norm.data(),
                                             .norm_eps = c.norm_eps,
@@ -144,7 +144,7 @@ absl::Status HybridModel::FullMix(const LayerWeights& layer, int32_t layer_index
                                             .head_dim = c.head_dim};
   return backend_->attention(
       {.q = buffers_.q,
-       .q_stride = q_width,
+       .q_stride = stride,
        .out = buffers_.mixed,
        .out_stride = q_width,
        .kv_base = context_.arena_base,
@@ -209,6 +209,7 @@ absl::Status HybridModel::Mlp(const LayerWeights& layer, int32_t rows) {
                         .down = &layer.down,
                         .gate_rows = buffers_.gate,
                         .up_rows = buffers_.up,
+                        .rows_stride = buffers_.mlp_stride,
                         .workspace = buffers_.matmul_workspace,
                         .workspace_bytes = buffers_.matmul_workspace_bytes},
                        stream_);

@@ -12,13 +12,13 @@ namespace {
 // One third of the recurrent mixer's input (0: q, 1: k, 2: v): a base projection spread over all
 // heads and, with `up`, its low-rank change.
 kernels::LowRankPart Third(const LayerContext& c, int32_t third, const float* base,
-                           int32_t base_width, const kernels::PackedMatrix* up = nullptr,
-                           int32_t column = 0) {
+                           int64_t base_stride, int32_t base_width,
+                           const kernels::PackedMatrix* up = nullptr, int32_t column = 0) {
   const int32_t width = c.branches->heads * c.branches->head_dim;
   return {.weights = up,
           .x_column = column,
           .base = base,
-          .base_stride = base_width,
+          .base_stride = base_stride,
           .base_width = base_width,
           .head_dim = c.branches->head_dim,
           .n = width,
@@ -54,9 +54,9 @@ absl::Status SharedProjections(const LayerContext& c, const LinearWeights& w,
   const ModelBuffers& b = *c.buffers;
   const int32_t kv_width = c.config->kv_heads * c.config->head_dim;
   const std::array<kernels::LowRankPart, 4> parts = {
-      Third(c, 0, b.q, c.branches->heads * c.branches->head_dim, &w.bq, columns.q),
-      Third(c, 1, b.k, kv_width, &w.bk, columns.k), Third(c, 2, b.v, kv_width, &w.bv, columns.v),
-      Gate(c, w, columns)};
+      Third(c, 0, b.q, b.head_stride, c.branches->heads * c.branches->head_dim, &w.bq, columns.q),
+      Third(c, 1, b.k, b.head_stride, kv_width, &w.bk, columns.k),
+      Third(c, 2, b.v, b.head_stride, kv_width, &w.bv, columns.v), Gate(c, w, columns)};
   return FromDown(c, columns, rows, parts);
 }
 
@@ -70,8 +70,9 @@ absl::Status OwnProjections(const LayerContext& c, const LinearWeights& w,
        {.weights = &w.wk, .y = b.own_k, .y_stride = kv_width},
        {.weights = &w.wv, .y = b.own_v, .y_stride = kv_width}}};
   MS_RETURN_IF_ERROR(ListedMatmul(c, b.normed, c.config->hidden, rows.linear, products));
-  const std::array<kernels::LowRankPart, 3> parts = {
-      Third(c, 1, b.own_k, kv_width), Third(c, 2, b.own_v, kv_width), Gate(c, w, columns)};
+  const std::array<kernels::LowRankPart, 3> parts = {Third(c, 1, b.own_k, kv_width, kv_width),
+                                                     Third(c, 2, b.own_v, kv_width, kv_width),
+                                                     Gate(c, w, columns)};
   return FromDown(c, columns, rows, parts);
 }
 
@@ -128,16 +129,15 @@ absl::Status Window(const LayerContext& c, const LayerWeights& base, const Linea
   const ModelBuffers& b = *c.buffers;
   const ModelConfig& model = *c.config;
   const int64_t q_width = int64_t{model.heads} * model.head_dim;
-  const int64_t kv_width = int64_t{model.kv_heads} * model.head_dim;
   const bool beside_state = c.branches->has_state();
   return c.backend->window_mixer(
       {.shape = shape,
        .q = b.q,
-       .q_stride = q_width,
+       .q_stride = b.head_stride,
        .k = b.k,
-       .k_stride = kv_width,
+       .k_stride = b.head_stride,
        .v = b.v,
-       .v_stride = kv_width,
+       .v_stride = b.head_stride,
        .q_norm = base.q_norm.data(),
        .k_norm = base.k_norm.data(),
        .norm_eps = model.norm_eps,

@@ -77,12 +77,16 @@ int64_t Cut(const ModelConfig& c, const BranchesConfig* branches, KvDType kv_dty
   Cutter cutter(base);
   out->x = cutter.Floats(limits.rows, c.hidden);
   out->normed = cutter.Floats(limits.rows, c.hidden);
-  out->q = cutter.Floats(limits.rows, q_width);
-  out->k = cutter.Floats(limits.rows, kv_width);
-  out->v = cutter.Floats(limits.rows, kv_width);
+  out->head_stride = q_width + 2 * kv_width;
+  out->q = cutter.Floats(limits.rows, out->head_stride);
   out->mixed = cutter.Floats(limits.rows, q_width);
-  out->gate = cutter.Floats(limits.rows, c.mlp_width);
-  out->up = cutter.Floats(limits.rows, c.mlp_width);
+  out->mlp_stride = int64_t{2} * c.mlp_width;
+  out->gate = cutter.Floats(limits.rows, out->mlp_stride);
+  if (base != nullptr) {
+    out->k = out->q + q_width;
+    out->v = out->k + kv_width;
+    out->up = out->gate + c.mlp_width;
+  }
   out->cos = cutter.Floats(limits.rows, c.rope.rotary_dim / 2);
   out->sin = cutter.Floats(limits.rows, c.rope.rotary_dim / 2);
   out->logits = cutter.Floats(limits.logit_rows, c.vocab);

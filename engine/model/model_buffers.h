@@ -24,12 +24,16 @@ struct ModelLimits {
 struct ModelBuffers {
   float* x = nullptr;       // [rows, hidden] residual stream
   float* normed = nullptr;  // [rows, hidden]
+  // A row of q, k and v lies side by side, and so does one of gate and up: a backend may make them
+  // by one product.
   float* q = nullptr;       // [rows, heads d]
   float* k = nullptr;       // [rows, kv_heads d]
   float* v = nullptr;       // [rows, kv_heads d]
+  int64_t head_stride = 0;  // Of their rows.
   float* mixed = nullptr;   // [rows, heads d] output of the mixers
   float* gate = nullptr;    // [rows, mlp_width]
   float* up = nullptr;      // [rows, mlp_width]
+  int64_t mlp_stride = 0;   // Of their rows.
   float* cos = nullptr;     // [rows, rotary_dim / 2]
   float* sin = nullptr;     // [rows, rotary_dim / 2]
   float* logits = nullptr;  // [logit_rows, vocab]

@@ -14,8 +14,8 @@ class MlpProducts {
  public:
   explicit MlpProducts(const MlpArgs& args)
       : args_(args),
-        inputs_{{.weights = args.gate, .y = args.gate_rows, .y_stride = args.gate->n},
-                {.weights = args.up, .y = args.up_rows, .y_stride = args.gate->n}},
+        inputs_{{.weights = args.gate, .y = args.gate_rows, .y_stride = args.rows_stride},
+                {.weights = args.up, .y = args.up_rows, .y_stride = args.rows_stride}},
         output_{.weights = args.down, .y = args.x, .y_stride = args.x_stride, .accumulate = true} {}
   MlpProducts(const MlpProducts&) = delete;
   MlpProducts& operator=(const MlpProducts&) = delete;
@@ -34,7 +34,7 @@ class MlpProducts {
   // Down, of what GateUp leaves.
   MatmulArgs Down() const {
     return {.x = args_.gate_rows,
-            .x_stride = args_.gate->n,
+            .x_stride = args_.rows_stride,
             .rows = args_.rows,
             .parts = std::span(&output_, 1),
             .workspace = args_.workspace,
@@ -51,8 +51,9 @@ class MlpProducts {
 inline absl::Status CheckMlp(const MlpArgs& args) {
   const bool sound = args.gate != nullptr && args.up != nullptr && args.down != nullptr &&
                      args.gate_rows != nullptr && args.up_rows != nullptr &&
-                     args.up->n == args.gate->n && args.up->k == args.gate->k &&
-                     args.down->k == args.gate->n && args.down->n == args.gate->k;
+                     args.rows_stride >= args.gate->n && args.up->n == args.gate->n &&
+                     args.up->k == args.gate->k && args.down->k == args.gate->n &&
+                     args.down->n == args.gate->k;
   return sound ? absl::OkStatus()
                : absl::InvalidArgumentError("Mlp: matrices of other shapes, or no rows for them");
 }

@@ -109,10 +109,33 @@ absl::Status LargeRange(const MatmulArgs& args, const MatmulPart& part, const La
   return absl::OkStatus();
 }
 
+const std::byte* Bf16RowsOf(const PackedMatrix& w) {
+  return w.format == WeightFormat::kBF16 ? w.data : w.bf16_rows;
+}
+
+// Outputs of the parts from `first` on that are one product, as their weights follow each other in
+// memory and so do their outputs in a row; `end` gets the part behind them. 0: not even one is.
+int32_t OutputsTogether(const MatmulArgs& args, const Layout& layout, size_t first, size_t* end) {
+  const MatmulPart& head = args.parts[first];
+  int32_t outputs = 0;
+  for (*end = first; *end < args.parts.size(); ++*end) {
+    const MatmulPart& part = args.parts[*end];
+    const std::byte* const rows = Bf16RowsOf(*part.weights);
+    if (rows == nullptr || args.row_list != nullptr || part.bias != nullptr ||
+        rows != Bf16RowsOf(*head.weights) + outputs * layout.inputs * 2 ||
+        part.y != head.y + outputs || part.y_stride != head.y_stride ||
+        part.accumulate != head.accumulate) {
+      break;
+    }
+    outputs += part.weights->n;
+  }
+  return outputs;
+}
+
 absl::Status LargePart(const MatmulArgs& args, const MatmulPart& part, const Layout& layout,
                        Stream stream) {
   const PackedMatrix& w = *part.weights;
-  const std::byte* const rows = w.format == WeightFormat::kBF16 ? w.data : w.bf16_rows;
+  const std::byte* const rows = Bf16RowsOf(w);
   if (rows != nullptr) return LargeRange(args, part, layout, rows, 0, w.n, stream);
   std::byte* const tile = args.workspace + layout.weights;
   for (int32_t first = 0; first < w.n; first += static_cast<int32_t>(layout.weight_rows)) {
@@ -172,9 +195,17 @@ absl::Status RoundInputs(const MatmulArgs& args, Stream stream) {
 absl::Status MultiplyRounded(const MatmulArgs& args, Stream stream) {
   const Layout layout(args.rows, args.parts.front().weights->k);
   absl::Status status;
-  for (size_t i = 0; status.ok() && i < args.parts.size(); ++i) {
-    if (args.parts[i].weights->format == WeightFormat::kF32) continue;
-    status = LargePart(args, args.parts[i], layout, stream);
+  for (size_t i = 0, end = 0; status.ok() && i < args.parts.size(); i = end) {
+    const MatmulPart& part = args.parts[i];
+    const int32_t together = OutputsTogether(args, layout, i, &end);
+    if (together > 0) {
+      status = LargeRange(args, part, layout, Bf16RowsOf(*part.weights), 0, together, stream);
+      continue;
+    }
+    end = i + 1;
+    if (part.weights->format != WeightFormat::kF32) {
+      status = LargePart(args, part, layout, stream);
+    }
   }
   return status;
 }

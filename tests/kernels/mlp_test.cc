@@ -44,6 +44,7 @@ struct Case {
         .down = &down.packed(),
         .gate_rows = gate_rows.data(),
         .up_rows = up_rows.data(),
+        .rows_stride = width,
         .workspace = workspace.data(),
         .workspace_bytes = workspace.bytes()};
   }

@@ -181,6 +181,61 @@ TEST_F(MatmulCudaTest, ACopyOfBf16GivesTheBitsOfWeightsThatAreMadeSoEachTime) {
   }
 }
 
+// Catches parts that are taken for one product though a row of theirs has something between, and
+// ones made together with the outputs of another.
+TEST_F(MatmulCudaTest, PartsThatFollowEachOtherHaveTheBitsOfOneMatrix) {
+  constexpr int32_t kOutputs[] = {192, 64, 64}, kInputs = 576, kAll = 320;
+  Numbers numbers(8);
+  for (const DType type : {DType::kBF16, DType::kQ8_0}) {
+    DeviceMatrix whole(type, kAll, kInputs, &numbers, stream());
+    if (type != DType::kBF16) whole.AddCopy(stream());
+    const std::byte* const rows_of_bf16 =
+        type == DType::kBF16 ? whole.packed().data : whole.packed().bf16_rows;
+    for (const int32_t rows : {20, 70}) {
+      const DeviceArray<float> x(numbers.Normals(static_cast<size_t>(rows) * kInputs));
+      const int64_t bytes = ops().matmul_bytes(kGemvRowsMax + 1 + rows, kInputs);
+      const DeviceArray<std::byte> workspace(static_cast<size_t>(bytes));
+      const auto run = [&](int32_t gap, bool apart) {
+        const int32_t stride = kAll + 2 * gap;
+        const DeviceArray<float> y(std::vector<float>(static_cast<size_t>(rows * stride), -7.0f));
+        PackedMatrix matrices[3];
+        std::vector<MatmulPart> parts;
+        int32_t first = 0;
+        for (size_t p = 0; p < 3; ++p) {
+          matrices[p] = {.format = WeightFormat::kBF16, .n = kOutputs[p], .k = kInputs};
+          matrices[p].data = rows_of_bf16 + int64_t{first} * kInputs * 2;
+          parts.push_back({.weights = &matrices[p],
+                           .y = y.data() + first + static_cast<int32_t>(p) * gap,
+                           .y_stride = stride});
+          first += kOutputs[p];
+        }
+        if (!apart) parts = {{.weights = &whole.packed(), .y = y.data(), .y_stride = stride}};
+        EXPECT_TRUE(ops()
+                        .matmul({.x = x.data(),
+                                 .x_stride = kInputs,
+                                 .rows = rows,
+                                 .parts = parts,
+                                 .workspace = workspace.data(),
+                                 .workspace_bytes = bytes},
+                                stream())
+                        .ok());
+        EXPECT_TRUE(Synchronize(stream()).ok());
+        return y.Read();
+      };
+      const std::vector<float> one = run(0, /*apart=*/false);
+      EXPECT_EQ(run(0, /*apart=*/true), one) << DTypeName(type) << " rows " << rows;
+      const std::vector<float> with_gaps = run(4, /*apart=*/true);
+      for (size_t i = 0; i < with_gaps.size(); ++i) {
+        const size_t row = i / (kAll + 8), at = i % (kAll + 8);
+        const size_t gaps = at < 196 ? 0 : at < 264 ? 1 : 2;
+        const bool in_gap = (at >= 192 && at < 196) || (at >= 260 && at < 264);
+        const float expected = in_gap ? -7.0f : one[row * kAll + at - 4 * gaps];
+        ASSERT_NEAR(with_gaps[i], expected, 1e-4) << DTypeName(type) << " row " << row << " " << at;
+      }
+    }
+  }
+}
+
 TEST_F(MatmulCudaTest, FloatsHaveNoCopyOfBf16) {
   Numbers numbers(3);
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ6_K}) {

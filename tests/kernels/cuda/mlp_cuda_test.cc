@@ -51,6 +51,7 @@ struct Case {
         .down = &down.packed(),
         .gate_rows = first.data(),
         .up_rows = second.data(),
+        .rows_stride = width,
         .workspace = workspace.data(),
         .workspace_bytes = bytes};
     const absl::Status status = apart ? Products(ops, args) : ops.mlp(args, stream);
@@ -171,6 +172,7 @@ TEST_F(MlpCudaTest, RefusesMatricesThatDoNotFitAndTooLittleWorkspace) {
                     .down = &c.down.packed(),
                     .gate_rows = there,
                     .up_rows = there,
+                    .rows_stride = 96,
                     .workspace = reinterpret_cast<std::byte*>(there),
                     .workspace_bytes = ops().matmul_bytes(70, 96)};
     change(&args);
@@ -181,6 +183,7 @@ TEST_F(MlpCudaTest, RefusesMatricesThatDoNotFitAndTooLittleWorkspace) {
        {code([](MlpArgs* args) { args->down = nullptr; }),
         code([&](MlpArgs* args) { args->down = &c.up.packed(); }),
         code([](MlpArgs* args) { args->gate_rows = nullptr; }),
+        code([](MlpArgs* args) { args->rows_stride = 95; }),
         code([](MlpArgs* args) { args->norm.normed = nullptr; }),
         code([](MlpArgs* args) { args->x_stride = 63; }),
         code([&](MlpArgs* args) { args->workspace_bytes = ops().matmul_bytes(70, 64); })}) {
