@@ -40,6 +40,34 @@ std::string DescribeParts(const MemoryVerdict& verdict) {
   return text;
 }
 
+// What is asked for and only a device has.
+absl::Status CheckPlace(const EngineOptions& options, KvDType kv_dtype, const DevicePlace& place) {
+  if (place.on_device()) return absl::OkStatus();
+  if (kv_dtype == KvDType::kE4m3) {
+    return absl::InvalidArgumentError(
+        "cache.kv_dtype is fp8, which needs a CUDA device; auto, f32, f16 and bf16 run on the CPU");
+  }
+  if (options.bf16_copies == Bf16Copies::kOn) {
+    return absl::InvalidArgumentError(
+        "device.bf16_copies is on, which needs a CUDA device; auto and off run on the CPU");
+  }
+  return absl::OkStatus();
+}
+
+int64_t FixedBytes(const MemoryVerdict& verdict) {
+  return verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes;
+}
+
+// Of a verdict that has all but the arena, and what copies would take.
+void DecideBf16Copies(const EngineOptions& options, const DevicePlace& place,
+                      MemoryVerdict* verdict) {
+  const int64_t others = FixedBytes(*verdict) + verdict->lab_bytes + options.arena_bytes;
+  if (!KeepsBf16Copies(options.bf16_copies, verdict->bf16_copies_bytes, others, place.info())) {
+    verdict->bf16_copies_bytes = 0;
+  }
+  verdict->weight_bytes += verdict->bf16_copies_bytes;
+}
+
 }  // namespace
 
 bool KeepsBf16Copies(Bf16Copies choice, int64_t copies, int64_t others,
@@ -134,10 +162,7 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   MS_ASSIGN_OR_RETURN(const int32_t context, ResolveContext(checkpoint, options));
   const ModelConfig& config = checkpoint.config;
   const KvDType kv_dtype = ResolveKvDType(options, place);
-  if (kv_dtype == KvDType::kE4m3 && !place.on_device()) {
-    return absl::InvalidArgumentError(
-        "cache.kv_dtype is fp8, which needs a CUDA device; auto, f32, f16 and bf16 run on the CPU");
-  }
+  MS_RETURN_IF_ERROR(CheckPlace(options, kv_dtype, place));
   const BranchesRanking* ranking = branches == nullptr ? nullptr : DefaultRanking(*branches);
   MS_ASSIGN_OR_RETURN(const std::vector<LayerKind> kinds,
                       ParseKinds(options.active_plan, ranking, config.layers));
@@ -146,10 +171,6 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   if (branches == nullptr && full_layers < config.layers) {
     return absl::FailedPreconditionError(
         "plans.active has linear layers; the model has no branches (model.branches)");
-  }
-  if (options.bf16_copies == Bf16Copies::kOn && !place.on_device()) {
-    return absl::InvalidArgumentError(
-        "device.bf16_copies is on, which needs a CUDA device; auto and off run on the CPU");
   }
   MemoryVerdict verdict;
   if (place.on_device()) {
@@ -170,13 +191,8 @@ absl::StatusOr<MemoryVerdict> MakeMemoryVerdict(const Checkpoint& checkpoint,
   verdict.slot_bytes = SlotUnitBytes(config, branches, kv_dtype);
   verdict.super_block_bytes = SuperBlockBytes(verdict.page_bytes, verdict.slot_bytes);
   verdict.lab_bytes = branches == nullptr ? 0 : options.lab_bytes;
-  int64_t fixed = verdict.weight_bytes + verdict.branches_bytes + verdict.workspace_bytes;
-  if (!KeepsBf16Copies(options.bf16_copies, verdict.bf16_copies_bytes,
-                       fixed + verdict.lab_bytes + options.arena_bytes, place.info())) {
-    verdict.bf16_copies_bytes = 0;
-  }
-  verdict.weight_bytes += verdict.bf16_copies_bytes;
-  fixed += verdict.bf16_copies_bytes;
+  DecideBf16Copies(options, place, &verdict);
+  const int64_t fixed = FixedBytes(verdict);
   const int64_t most = place.on_device()
                            ? place.info().free_bytes - kDeviceReserve - fixed - verdict.lab_bytes
                            : std::min(machine.memory_bytes / 4, kAutoArenaMax);

@@ -53,8 +53,6 @@ class HeadsOfRow {
   static constexpr int kPieces = kElements / kPiece;    // Of a lane.
   static constexpr int kHeads = kElements > 4 ? 2 : 4;  // Of a warp.
   static constexpr int kWarps = 4;
-  // In turn. Of `loaded` all is read once the sum of squares is known: no barrier stands between
-  // that and the next head.
   struct alignas(16) Shared {
     float loaded[kDim];
     float normed[kDim];
@@ -135,6 +133,7 @@ class HeadsOfRow {
   __device__ void Norm(const float* norm, Floats (&x)[kPieces]) const {
     if (norm == nullptr) return;
     Floats weights[kPieces];
+    __syncwarp();  // All of the head before is read.
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
       weights[p] = LoadPiece<kPiece>(norm + Element(p));
