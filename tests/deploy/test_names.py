@@ -29,7 +29,7 @@ def metrics():
 @pytest.fixture(scope="module")
 def settings():
     """key -> default, from the table of settings."""
-    rows = re.findall(r'^\s*\{"([a-z_.]+)", Kind::k\w+, "([^"]*)"', read("server/settings.cc"),
+    rows = re.findall(r'^\s*\{"([a-z0-9_.]+)", Kind::k\w+, "([^"]*)"', read("server/settings.cc"),
                       re.MULTILINE)
     assert len(rows) > 30, "the table of settings was not understood"
     return dict(rows)
@@ -144,5 +144,5 @@ def test_sample_configurations_use_known_keys(path, settings):
 
 def test_keys_named_in_the_scripts_exist(settings):
     text = "".join(read(f"deploy/{n}") for n in ("quickstart.sh",)) + read("Dockerfile")
-    named = set(re.findall(r'--set[ =]"?([a-z]+\.[a-z_]+)=', text))
+    named = set(re.findall(r'--set[ =]"?([a-z]+\.[a-z0-9_]+)=', text))
     assert named and named <= set(settings), sorted(named - set(settings))
