@@ -100,8 +100,8 @@ Loaded Load(const std::string& model, const std::string& branches, const Flags& 
   const BranchesHeader header = Take(OpenBranches(branches, out.checkpoint.config));
   out.branches = Take(LoadBranches(header, out.checkpoint.config, out.weights->base_id, dtype));
   if (out.place.on_device()) {
-    out.place.weights = Take(
-        PlaceOnDevice(out.weights.get(), out.branches.get(), false, out.place.stream(nullptr)));
+    out.place.weights = Take(PlaceOnDevice(out.weights.get(), out.branches.get(),
+                                           /*bf16_copies=*/false, out.place.stream(nullptr)));
   }
   return out;
 }

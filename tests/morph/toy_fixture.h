@@ -75,7 +75,8 @@ class Toy {
     auto place = DevicePlace::Open(options.device);
     EXPECT_TRUE(place.ok()) << place.status();
     place_ = *std::move(place);
-    auto placed = PlaceOnDevice(weights.get(), &branches, false, place_.stream(nullptr));
+    auto placed =
+        PlaceOnDevice(weights.get(), &branches, /*bf16_copies=*/false, place_.stream(nullptr));
     EXPECT_TRUE(placed.ok()) << placed.status();
     place_.weights = *std::move(placed);
   }

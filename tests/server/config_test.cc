@@ -166,12 +166,17 @@ TEST(Config, EveryTypeOfTheCacheReachesTheEngine) {
   }
 }
 
+TEST(Config, CopiesOfBf16AreMadeAsSaid) {
+  EXPECT_EQ(ToEngineOptions(With({})).bf16_copies, Bf16Copies::kAuto);
+  EXPECT_EQ(ToEngineOptions(With({{"device.bf16_copies", "on"}})).bf16_copies, Bf16Copies::kOn);
+  EXPECT_EQ(ToEngineOptions(With({{"device.bf16_copies", "off"}})).bf16_copies, Bf16Copies::kOff);
+}
+
 TEST(Config, EverySchedulerSettingReachesTheEngine) {
   const EngineOptions options = ToEngineOptions(With({{"model.weights_dtype", "bf16"},
                                                       {"cache.kv_dtype", "bf16"},
                                                       {"cache.arena_bytes", "2MiB"},
                                                       {"device.threads", "3"},
-                                                      {"device.bf16_copies", "off"},
                                                       {"limits.context_tokens", "777"},
                                                       {"scheduler.sequences_max", "4"},
                                                       {"scheduler.step_tokens_max", "99"},
@@ -188,7 +193,6 @@ TEST(Config, EverySchedulerSettingReachesTheEngine) {
   EXPECT_EQ(options.kv_dtype, KvCacheDType::kBF16);
   EXPECT_EQ(options.arena_bytes, 2 << 20);
   EXPECT_EQ(options.threads, 3);
-  EXPECT_EQ(options.bf16_copies, Bf16Copies::kOff);
   EXPECT_EQ(options.context_tokens, 777);
   EXPECT_EQ(options.sequences_max, 4);
   EXPECT_EQ(options.step_tokens_max, 99);
