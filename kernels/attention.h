@@ -60,7 +60,8 @@ struct AttentionArgs {
   std::span<const AttentionSegment> segments;
   int32_t rows_max = 0;     // CUDA: no segment has more rows,
   int32_t kv_len_max = 0;   // nor sees more positions,
-  int32_t first_chunk = 0;  // and none before this one has more than one row. The CPU reads them.
+  int32_t first_chunk = 0;  // and none before this one has more than one row,
+  bool single_rows = true;  // and, if false, none has just one. The CPU reads them.
   // Null, or what to do to the segments' rows before: kernels/qk_rope_append.h. It has the same q,
   // pages, shape and row list; a backend may fuse it, and leave q and k as they are.
   const QkRopeAppendArgs* append = nullptr;

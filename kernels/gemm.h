@@ -98,6 +98,9 @@ struct MatmulPart {
   float* y = nullptr;
   int64_t y_stride = 0;
   bool accumulate = false;  // y += product instead of y = product; the product is summed first.
+  // Of a row of y, those that a backend may write, with anything behind n: libraries want numbers
+  // of outputs that are multiples of 8. 0: n of them.
+  int32_t y_columns = 0;
 };
 
 // The norm of rows before a product. A backend may put the normalised rows into `normed` or fuse

@@ -66,7 +66,8 @@ struct WindowMixerArgs {
   const int32_t* row_list = nullptr;  // Or null.
   std::span<const MixerSegment> segments;
   int32_t rows_max = 0;     // CUDA: no segment has more rows,
-  int32_t first_chunk = 0;  // and none before this one more than one. The CPU reads the segments.
+  int32_t first_chunk = 0;  // and none before this one more than one,
+  bool single_rows = true;  // and, if false, none has just one. The CPU reads the segments.
   std::span<const StateEmit> emits;
   std::byte* slot_base = nullptr;
   uint8_t* nonfinite = nullptr;

@@ -159,6 +159,7 @@ absl::Status HybridModel::FullMix(const LayerWeights& layer, int32_t layer_index
        .rows_max = rows_.attention_rows_max,
        .kv_len_max = std::max(rows_.kv_len_max, kv_len_max_),
        .first_chunk = rows_.attention_first_chunk,
+       .single_rows = rows_.attention_single_rows,
        .append = &append,
        .workspace = buffers_.mixer_workspace,
        .workspace_bytes = buffers_.mixer_workspace_bytes},

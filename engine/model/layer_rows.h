@@ -23,7 +23,8 @@ struct LayerRows {
   const int32_t* page_of_row = nullptr;    // [rows of the step]; -1 where the layer is linear.
   const int32_t* offset_of_row = nullptr;  // [rows of the step]
   int32_t attention_rows_max = 0;          // Of a segment.
-  int32_t attention_first_chunk = 0;  // The first segment of more than one row, or their count.
+  int32_t attention_first_chunk = 0;   // The first segment of more than one row, or their count.
+  bool attention_single_rows = false;  // Whether a segment has just one.
   int32_t kv_len_max = 0;
 
   RowSet linear;
@@ -31,6 +32,7 @@ struct LayerRows {
   std::span<const kernels::StateEmit> emits;
   int32_t mixer_rows_max = 0;
   int32_t mixer_first_chunk = 0;
+  bool mixer_single_rows = false;
   uint8_t* nonfinite = nullptr;  // [mixer]; what the guards of the mixers fill.
 };
 

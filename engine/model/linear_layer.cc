@@ -115,6 +115,7 @@ absl::Status Recurrent(const LayerContext& c, const LinearWeights& w, const Down
        .segments = rows.mixer,
        .rows_max = rows.mixer_rows_max,
        .first_chunk = rows.mixer_first_chunk,
+       .single_rows = rows.mixer_single_rows,
        .emits = rows.emits,
        .slot_base = c.arena_base,
        .nonfinite = rows.nonfinite,
@@ -157,6 +158,7 @@ absl::Status Window(const LayerContext& c, const LayerWeights& base, const Linea
        .segments = rows.mixer,
        .rows_max = rows.mixer_rows_max,
        .first_chunk = rows.mixer_first_chunk,
+       .single_rows = rows.mixer_single_rows,
        .emits = rows.emits,
        .slot_base = c.arena_base,
        .nonfinite = rows.nonfinite,
@@ -180,9 +182,8 @@ absl::Status ListedMatmul(const LayerContext& c, const float* x, int64_t x_strid
 }
 
 kernels::MatmulPart DownPart(const LayerContext& c, const LinearWeights& branch) {
-  return {.weights = &branch.down,
-          .y = c.buffers->down,
-          .y_stride = MakeDownColumns(*c.branches).stride};
+  const int32_t stride = MakeDownColumns(*c.branches).stride;
+  return {.weights = &branch.down, .y = c.buffers->down, .y_stride = stride, .y_columns = stride};
 }
 
 kernels::MatmulPart OutputDownPart(const LayerContext& c, const LinearWeights& branch) {

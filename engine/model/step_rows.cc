@@ -86,10 +86,12 @@ LayerRows StepRows::View() {
   view.mixer_first_chunk = FirstChunk(mixer);
   for (const kernels::AttentionSegment& segment : attention) {
     view.attention_rows_max = std::max(view.attention_rows_max, segment.row_count);
+    view.attention_single_rows = view.attention_single_rows || segment.row_count == 1;
     view.kv_len_max = std::max(view.kv_len_max, segment.kv_len);
   }
   for (const kernels::MixerSegment& segment : mixer) {
     view.mixer_rows_max = std::max(view.mixer_rows_max, segment.row_count);
+    view.mixer_single_rows = view.mixer_single_rows || segment.row_count == 1;
   }
   return view;
 }

@@ -237,7 +237,7 @@ absl::Status PagedAttention(const AttentionArgs& args, Stream stream) {
   if (!tensor_cores) {
     status = LaunchPlainAttention(launch);
   } else {
-    status = LaunchTensorCoreDecode(launch);
+    if (args.single_rows) status = LaunchTensorCoreDecode(launch);
     if (status.ok() && args.rows_max > 1) {
       // A grid over the decode rows as well would be thousands of blocks with nothing to do.
       AttentionArgs chunks = args;
@@ -251,7 +251,7 @@ absl::Status PagedAttention(const AttentionArgs& args, Stream stream) {
       }
     }
   }
-  if (status.ok() && splits > 1 && !plan.together) status = LaunchMerge(launch);
+  if (status.ok() && args.single_rows && splits > 1 && !plan.together) status = LaunchMerge(launch);
   return status;
 }
 

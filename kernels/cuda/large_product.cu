@@ -69,21 +69,23 @@ __global__ void RoundRowsKernel(const MatmulArgs args, int32_t k, int32_t inputs
 }
 
 // y[row_list[r]][first + i] = [+] result[r][i] + bias[first + i].
-__global__ void ScatterKernel(const float* result, const int32_t* row_list, const MatmulPart part,
-                              int32_t first, int32_t count) {
+__global__ void ScatterKernel(const float* result, int64_t result_stride, const int32_t* row_list,
+                              const MatmulPart part, int32_t first, int32_t count) {
   const int64_t row = RowAt(row_list, blockIdx.x);
   if (row < 0) return;
   float* y = part.y + row * part.y_stride + first;
-  const float* from = result + int64_t{blockIdx.x} * count;
+  const float* from = result + blockIdx.x * result_stride;
   for (int i = threadIdx.x; i < count; i += kThreads) {
     const float sum = from[i] + (part.bias == nullptr ? 0.0f : part.bias[first + i]);
     y[i] = part.accumulate ? y[i] + sum : sum;
   }
 }
 
-// One range of outputs of a part: `weights` are its rows as bf16.
+// One range of outputs of a part: `weights` are its rows as bf16, of which there are `padded`,
+// those behind `count` zeros.
 absl::Status LargeRange(const MatmulArgs& args, const MatmulPart& part, const Layout& layout,
-                        const std::byte* weights, int32_t first, int32_t count, Stream stream) {
+                        const std::byte* weights, int32_t first, int32_t count, int32_t padded,
+                        Stream stream) {
   BigProduct product = {.x = args.workspace + layout.x,
                         .m = args.rows,
                         .k = static_cast<int32_t>(layout.inputs),
@@ -92,18 +94,19 @@ absl::Status LargeRange(const MatmulArgs& args, const MatmulPart& part, const La
     product.w = weights;
     product.y = part.y + first;
     product.y_stride = part.y_stride;
-    product.n = count;
+    product.n = part.y_columns >= first + padded ? padded : count;
     product.accumulate = part.accumulate;
     return RunBigProduct(product, stream);
   }
   product.y = reinterpret_cast<float*>(args.workspace + layout.result);
   for (int32_t at = 0; at < count; at += kResultOutputs) {
-    product.n = std::min(kResultOutputs, count - at);
+    const int32_t outputs = std::min(kResultOutputs, count - at);
+    product.n = std::min(kResultOutputs, padded - at);
     product.y_stride = product.n;
     product.w = weights + at * layout.inputs * 2;
     if (absl::Status status = RunBigProduct(product, stream); !status.ok()) return status;
     ScatterKernel<<<static_cast<unsigned>(args.rows), kThreads, 0, StreamOf(stream)>>>(
-        product.y, args.row_list, part, first + at, product.n);
+        product.y, product.n, args.row_list, part, first + at, outputs);
     if (absl::Status status = LaunchStatus("scatter"); !status.ok()) return status;
   }
   return absl::OkStatus();
@@ -136,12 +139,16 @@ absl::Status LargePart(const MatmulArgs& args, const MatmulPart& part, const Lay
                        Stream stream) {
   const PackedMatrix& w = *part.weights;
   const std::byte* const rows = Bf16RowsOf(w);
-  if (rows != nullptr) return LargeRange(args, part, layout, rows, 0, w.n, stream);
+  if (rows != nullptr) {
+    return LargeRange(args, part, layout, rows, 0, w.n, PaddedRows(WeightFormat::kBF16, w.n),
+                      stream);
+  }
   std::byte* const tile = args.workspace + layout.weights;
   for (int32_t first = 0; first < w.n; first += static_cast<int32_t>(layout.weight_rows)) {
     const int32_t count = static_cast<int32_t>(std::min<int64_t>(layout.weight_rows, w.n - first));
-    absl::Status status = RowsAsBf16(w, first, count, count, tile, stream);
-    if (status.ok()) status = LargeRange(args, part, layout, tile, first, count, stream);
+    const int32_t padded = PaddedRows(WeightFormat::kBF16, count);
+    absl::Status status = RowsAsBf16(w, first, count, padded, tile, stream);
+    if (status.ok()) status = LargeRange(args, part, layout, tile, first, count, padded, stream);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -199,7 +206,9 @@ absl::Status MultiplyRounded(const MatmulArgs& args, Stream stream) {
     const MatmulPart& part = args.parts[i];
     const int32_t together = OutputsTogether(args, layout, i, &end);
     if (together > 0) {
-      status = LargeRange(args, part, layout, Bf16RowsOf(*part.weights), 0, together, stream);
+      const int32_t last = args.parts[end - 1].weights->n;
+      status = LargeRange(args, part, layout, Bf16RowsOf(*part.weights), 0, together,
+                          together - last + PaddedRows(WeightFormat::kBF16, last), stream);
       continue;
     }
     end = i + 1;

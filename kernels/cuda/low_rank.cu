@@ -14,7 +14,7 @@
 namespace morphserve::kernels::cuda {
 namespace {
 
-constexpr int kThreads = kLowRankOutputs;
+constexpr int kThreads = 128;
 // Rows of a block in calls of up to kSingleMax rows, and of others.
 constexpr int kFewRows = 8;
 constexpr int32_t kSingleMax = 4;
@@ -165,8 +165,9 @@ bool IsMany(const LowRankCall& call) {
            const LowRankPart& part = it.part;
            const bool grouped = part.base != nullptr && part.base_width != part.n;
            return (part.weights == nullptr || it.weights.format == WeightFormat::kBF16) &&
-                  part.n % 4 == 0 && HasWholeFours(part.y, part.y_stride) &&
-                  HasWholeFours(part.bias, 0) && HasWholeFours(part.base, part.base_stride) &&
+                  part.n % 4 == 0 && part.n < kLowRankManyOutputs &&
+                  HasWholeFours(part.y, part.y_stride) && HasWholeFours(part.bias, 0) &&
+                  HasWholeFours(part.base, part.base_stride) &&
                   (!grouped || part.head_dim % 4 == 0);
          });
 }
@@ -186,24 +187,23 @@ absl::Status LowRank(const LowRankArgs& args, Stream stream) {
                         .x_stride = args.x_stride,
                         .row_list = args.row_list,
                         .rows = args.rows,
+                        .outputs = 0,
                         .part_count = 0,
                         .parts = {}};
-    int32_t blocks = 0;
     for (size_t i = begin; i < std::min(args.parts.size(), begin + kLowRankPartsMax); ++i) {
       const LowRankPart& part = args.parts[i];
-      blocks += (part.n + kThreads - 1) / kThreads;
       call.parts[call.part_count++] = {
           .part = part,
           .weights = part.weights == nullptr ? PackedMatrix{} : *part.weights,
-          .block_end = blocks};
+          .block_end = 0};
     }
     if (IsMany(call)) {
-      absl::Status status = LaunchLowRankMany(call, blocks, StreamOf(stream));
+      absl::Status status = LaunchLowRankMany(call, StreamOf(stream));
       if (!status.ok()) return status;
       continue;
     }
     const int rows = args.rows <= kSingleMax ? 1 : kFewRows;
-    const dim3 grid(static_cast<unsigned>(blocks),
+    const dim3 grid(static_cast<unsigned>(CutIntoBlocks(&call, kThreads)),
                     static_cast<unsigned>((args.rows + rows - 1) / rows));
     absl::Status status = Launch("LowRank", rows == 1 ? LowRankKernel<1> : LowRankKernel<kFewRows>,
                                  {.grid = grid, .block = dim3(kThreads)}, StreamOf(stream), call);

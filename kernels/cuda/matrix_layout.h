@@ -1,7 +1,8 @@
 // The bytes of an uploaded matrix. A "step" is what 64 bytes of a row hold; inputs are padded with
 // zeros to whole steps.
 //   F32   [n][k]: padded to 4 inputs. The reference mode: plain kernels, no steps.
-//   BF16  [n][k]: 32 inputs a step, in order: what cuBLASLt reads too.
+//   BF16  [n][k]: 32 inputs a step, in order: what cuBLASLt reads too, whose kernels for numbers of
+//         rows that are not multiples of 8 are slow: rows of zeros follow the last one.
 // Quantised matrices are tiles of 16 rows, padded with zeros to whole ones, and a tile is its steps
 // one after the other, scales included: a product reads them as one stream. In a step, lane l of a
 // warp has, with g = l / 4 and q = l % 4, 16 bytes of row g at 16 l and 16 of row g + 8 at 512 +
@@ -27,6 +28,7 @@ namespace morphserve::kernels::cuda {
 inline constexpr int32_t kGroup = 32;
 inline constexpr int32_t kStepBytes = 64;
 inline constexpr int32_t kTileRows = 16;
+inline constexpr int32_t kBf16Rows = 8;                        // A matrix has whole eights of them.
 inline constexpr int32_t kTileBytes = kTileRows * kStepBytes;  // Of a tile's step, without scales.
 
 constexpr WeightFormat UploadFormat(WeightFormat format) {
@@ -73,9 +75,15 @@ constexpr int32_t TileStepBytes(WeightFormat format) {
 constexpr int64_t TileBytes(WeightFormat format, int32_t k) {
   return int64_t{Steps(format, k)} * TileStepBytes(format);
 }
+// Of an uploaded matrix, with those behind the last output.
+constexpr int32_t PaddedRows(WeightFormat format, int32_t n) {
+  const int32_t whole = IsTiled(format) ? kTileRows : format == WeightFormat::kBF16 ? kBf16Rows : 1;
+  return (n + whole - 1) / whole * whole;
+}
 constexpr int64_t MatrixBytes(WeightFormat format, int32_t n, int32_t k) {
-  const int64_t bytes = IsTiled(format) ? (n + kTileRows - 1) / kTileRows * TileBytes(format, k)
-                                        : n * RowBytes(format, k);
+  const int64_t rows = PaddedRows(format, n);
+  const int64_t bytes =
+      IsTiled(format) ? rows / kTileRows * TileBytes(format, k) : rows * RowBytes(format, k);
   return (bytes + 255) / 256 * 256;
 }
 

@@ -143,7 +143,7 @@ absl::Status RecurrentMixer(const RecurrentMixerArgs& args, Stream stream) {
                               .features = nullptr,
                               .gates = nullptr,
                               .places = places};
-  status = LaunchRecurrentDecode(work, StreamOf(stream));
+  if (args.single_rows) status = LaunchRecurrentDecode(work, StreamOf(stream));
   if (has_chunks) {
     const RecurrentWork chunks = ChunksOf(work);
     if (status.ok()) status = LaunchMore(chunks, stream);

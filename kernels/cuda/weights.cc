@@ -94,7 +94,8 @@ int64_t Bf16CopyBytes(const PackedMatrix& matrix) {
 }
 
 absl::Status AddBf16Copy(PackedMatrix* matrix, std::byte* device, Stream stream) {
-  absl::Status status = RowsAsBf16(*matrix, 0, matrix->n, matrix->n, device, stream);
+  const int32_t padded = PaddedRows(WeightFormat::kBF16, matrix->n);
+  absl::Status status = RowsAsBf16(*matrix, 0, matrix->n, padded, device, stream);
   if (status.ok()) matrix->bf16_rows = device;
   return status;
 }
@@ -115,7 +116,7 @@ absl::StatusOr<PackedMatrix> UploadMatrix(const PackedMatrix& host, std::byte* d
   // What is copied at a time: whole units of a row, or of a tile of them.
   const int32_t unit_rows = IsTiled(format) ? kTileRows : 1;
   const int64_t unit_bytes = IsTiled(format) ? TileBytes(format, host.k) : RowBytes(format, host.k);
-  const int64_t units = (host.n + unit_rows - 1) / unit_rows;
+  const int64_t units = PaddedRows(format, host.n) / unit_rows;
   const int64_t block = std::min(units, std::max<int64_t>(1, kStagingBytes / unit_bytes));
   auto staging = PinnedMemory::Allocate(block * unit_bytes);
   if (!staging.ok()) return staging.status();

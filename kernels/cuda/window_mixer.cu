@@ -86,7 +86,8 @@ absl::Status WindowMixer(const WindowMixerArgs& args, Stream stream) {
   if (absl::Status status = Check(args); !status.ok()) return status;
   if (args.segments.empty() || args.rows_max == 0) return absl::OkStatus();
   const WindowWork work = {.args = args, .ring_offset = MakeSlotLayout(args.shape).ring_offset};
-  absl::Status status = LaunchWindowDecode(work, StreamOf(stream));
+  absl::Status status;
+  if (args.single_rows) status = LaunchWindowDecode(work, StreamOf(stream));
   const auto first_chunk = static_cast<size_t>(args.first_chunk);
   if (!status.ok() || args.rows_max == 1 || first_chunk == args.segments.size()) return status;
   // A grid over the decode rows as well would be thousands of blocks with nothing to do.

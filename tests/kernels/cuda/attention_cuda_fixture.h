@@ -116,7 +116,9 @@ class CudaSequence {
 
   // As a call with exact bounds.
   static void RunSegments(AttentionArgs* args, const std::vector<AttentionSegment>& segments) {
+    args->single_rows = false;
     for (const AttentionSegment& s : segments) {
+      args->single_rows = args->single_rows || s.row_count == 1;
       if (args->rows_max < 2 && s.row_count < 2) ++args->first_chunk;
       args->rows_max = std::max(args->rows_max, s.row_count);
       args->kv_len_max = std::max(args->kv_len_max, s.kv_len);

@@ -3,6 +3,7 @@
 // that w and x do not share, a scale of the wrong group, sums that depend on neighbours or repeat
 // differently, and a bias or an old value added twice.
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "kernels/cuda/gemv.h"
@@ -175,6 +176,52 @@ TEST_F(MatmulCudaTest, ACopyOfBf16GivesTheBitsOfWeightsThatAreMadeSoEachTime) {
           EXPECT_EQ(c.y, each_time) << Name(type, k, rows) << (listed ? " listed" : "");
           c.Check(Name(type, k, rows));
           if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// Catches outputs behind the last one where a part has no room for them, and products that differ
+// where it has.
+TEST_F(MatmulCudaTest, OutputsBehindTheLastStayInTheColumnsThatAPartMayWrite) {
+  constexpr int32_t kOutputs = 33, kColumns = 40, kStride = 48, kInputs = 96;
+  Numbers numbers(12);
+  for (const DType type : {DType::kBF16, DType::kQ8_0}) {
+    const DeviceMatrix w(type, kOutputs, kInputs, &numbers, stream());
+    for (const int32_t rows : {1, 17, 70}) {
+      const DeviceArray<float> x(numbers.Normals(static_cast<size_t>(rows) * kInputs));
+      const int64_t bytes = ops().matmul_bytes(kGemvRowsMax + rows, kInputs);
+      const DeviceArray<std::byte> workspace(static_cast<size_t>(bytes));
+      std::vector<float> of[2];
+      for (const bool has_room : {false, true}) {
+        const DeviceArray<float> y(std::vector<float>(static_cast<size_t>(rows * kStride), -7.0f));
+        const MatmulPart part = {.weights = &w.packed(),
+                                 .y = y.data(),
+                                 .y_stride = kStride,
+                                 .y_columns = has_room ? kColumns : 0};
+        ASSERT_TRUE(ops()
+                        .matmul({.x = x.data(),
+                                 .x_stride = kInputs,
+                                 .rows = rows,
+                                 .parts = {&part, 1},
+                                 .workspace = workspace.data(),
+                                 .workspace_bytes = bytes},
+                                stream())
+                        .ok());
+        Finish();
+        of[has_room] = y.Read();
+      }
+      for (int32_t i = 0; i < rows * kStride; ++i) {
+        const auto at = static_cast<size_t>(i);
+        const int32_t column = i % kStride;
+        if (column < kOutputs) {
+          ASSERT_NEAR(of[0][at], of[1][at], 1e-4 + 1e-5 * std::abs(of[0][at]))
+              << rows << " rows, " << i;
+        } else {
+          ASSERT_EQ(of[0][at], -7.0f) << rows << " rows, " << i;
+          if (column < kColumns) continue;
+          ASSERT_EQ(of[1][at], -7.0f) << rows << " rows, " << i;
         }
       }
     }

@@ -29,7 +29,9 @@ template <class Base>
 void MirrorSegments(CudaArgs<Base>* args, int32_t* places) {
   Mirror& mirror = args->mirror;
   *places = 0;
+  args->single_rows = false;
   for (const MixerSegment& s : args->segments) {
+    args->single_rows = args->single_rows || s.row_count == 1;
     *places = std::max(*places, s.row_begin + s.row_count);
     if (args->rows_max < 2 && s.row_count < 2) ++args->first_chunk;
     args->rows_max = std::max(args->rows_max, s.row_count);
