@@ -12,6 +12,8 @@ MODEL="${CACHE}/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 export CCACHE_DIR="${CCACHE_DIR:-${CACHE}/ccache}"
 # The build folder may be anywhere, so paths inside the tree are what makes two builds alike.
 export CCACHE_BASEDIR="${ROOT}"
+# So that it also keeps what is compiled with precompiled headers.
+export CCACHE_SLOPPINESS="pch_defines,time_macros"
 export CCACHE_MAXSIZE="${CCACHE_MAXSIZE:-4G}"
 
 say() { printf '\n==> %s\n' "$*"; }

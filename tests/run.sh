@@ -90,28 +90,48 @@ run_release() {
   [[ -s "${REPORTS}/release.xml" ]] || failed_step "ctest ended with code ${code}"
 }
 
-run_asan() {
-  local folder
-  build asan all || return
-  for folder in kernels text loader engine morph server ctl; do
-    # The default model's goldens only repeat arithmetic that the release build has tested.
-    gtest asan "${folder}_tests" \
-      --gtest_filter='-Golden.DefaultModel*:Golden.QuantisedMode*:*.TheDefaultModel*'
+# in_pairs FUNCTION ITEM...: calls FUNCTION with each item, two at a time; what each says comes in
+# order once it has ended.
+in_pairs() {
+  local function="$1" item logs
+  shift
+  logs="$(mktemp -d)"
+  for item in "$@"; do
+    while [[ "$(jobs -rp | wc -l)" -ge 2 ]]; do wait -n; done
+    "${function}" "${item}" >"${logs}/${item}" 2>&1 &
   done
+  wait
+  for item in "$@"; do cat "${logs}/${item}"; done
+  rm -rf "${logs}"
+}
+
+asan_tests() {
+  # The default model's goldens only repeat arithmetic that the release build has tested.
+  gtest asan "$1_tests" --gtest_filter='-Golden.DefaultModel*:Golden.QuantisedMode*:*.TheDefaultModel*'
+}
+
+run_asan() {
+  build asan all || return
+  in_pairs asan_tests morph engine kernels text loader server ctl
   compgen -G "${ROOT}/tests/e2e/test_*.py" >/dev/null || return
   MORPHSERVE_BIN_DIR="${ROOT}/build/asan/bin" py e2e-asan -m smoke tests/e2e
 }
 
+# Without the goldens and the tests that start no second thread.
+tsan_tests() {
+  local -A filters=(
+    [engine]='-Golden.*:BranchesForward.*:BranchesGolden.*:CacheProperty.*:*.TheDefaultModel*'
+    [kernels]='*PoolTest*'
+    [morph]='Selection.*:WorkList.*:Runner.*:LatencyWindow.*:Controller.*'
+    [stream]='*'
+    [text]='*'
+  )
+  gtest tsan "$1_tests" --gtest_filter="${filters[$1]}"
+}
+
 run_tsan() {
   build tsan all || return
-  gtest tsan kernels_tests --gtest_filter='*PoolTest*'
-  gtest tsan text_tests
-  # Without the goldens and the tests that start no second thread.
-  gtest tsan engine_tests \
-    --gtest_filter='-Golden.*:BranchesForward.*:BranchesGolden.*:CacheProperty.*:*.TheDefaultModel*'
-  gtest tsan morph_tests \
-    --gtest_filter='Selection.*:WorkList.*:Runner.*:LatencyWindow.*:Controller.*'
-  gtest tsan stream_tests
+  in_pairs tsan_tests engine morph text kernels stream
 }
 
 run_python() {
