@@ -107,7 +107,8 @@ in_pairs() {
 
 asan_tests() {
   # The default model's goldens only repeat arithmetic that the release build has tested.
-  gtest asan "$1_tests" --gtest_filter='-Golden.DefaultModel*:Golden.QuantisedMode*:*.TheDefaultModel*'
+  gtest asan "$1_tests" \
+    --gtest_filter='-Golden.DefaultModel*:Golden.QuantisedMode*:*.TheDefaultModel*'
 }
 
 run_asan() {

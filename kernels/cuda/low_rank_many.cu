@@ -137,6 +137,63 @@ __device__ inline float4 operator+(const float4& a, const float4& b) {
   return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }
 
+// The lane's two rows of a part's base and outputs.
+class Rows {
+ public:
+  // `rows` of the call, or -1.
+  __device__ Rows(const LowRankPart& part, const int32_t (&rows)[2])
+      : source_of_(part), bias_(part.bias), n_(part.n) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (rows[half] < 0) continue;
+      y_[half] = part.y + rows[half] * part.y_stride;
+      base_[half] = part.accumulate        ? y_[half]
+                    : part.base == nullptr ? nullptr
+                                           : part.base + rows[half] * part.base_stride;
+    }
+  }
+
+  // `first`: of the lane's outputs.
+  __device__ void LoadBases(int first, float4 (&to)[kQuads][2]) const {
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const int output = first + quad * 16;
+      if (output >= n_) continue;
+      const int source = source_of_(output);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (base_[half] == nullptr) continue;
+        to[quad][half] = *reinterpret_cast<const float4*>(base_[half] + source);
+      }
+    }
+  }
+  __device__ void Store(int first, const float4 (&bases)[kQuads][2], const Sums& sums,
+                        bool has_factor) const {
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const int output = first + quad * 16;
+      if (output >= n_) continue;
+      float4 bias = {};
+      if (bias_ != nullptr) bias = *reinterpret_cast<const float4*>(bias_ + output);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (y_[half] == nullptr) continue;
+        const float(&s)[4] = sums.of[quad][half];
+        float4 y = bases[quad][half];
+        if (has_factor) y = y + (float4{s[0], s[1], s[2], s[3]} + bias);
+        *reinterpret_cast<float4*>(y_[half] + output) = y;
+      }
+    }
+  }
+
+ private:
+  const Source source_of_;
+  const float* const bias_;
+  const int n_;
+  const float* base_[2] = {};  // Null: none.
+  float* y_[2] = {};           // Null: the row is not listed.
+};
+
 // As LowRankKernel: the list is there before the call. kShort: no part has more inputs than a warp
 // keeps the terms of.
 template <bool kShort>
@@ -146,31 +203,21 @@ __global__ void __launch_bounds__(kThreads, kShort ? 4 : 3)
   const auto [it, first_output] = LowRankPlaceOf(call, static_cast<int32_t>(blockIdx.x));
   const LowRankPart& part = it.part;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  // The lane's two rows, or -1.
-  int32_t rows[2];
+  int32_t listed[2];  // The lane's two rows, or -1.
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int32_t place = static_cast<int32_t>(blockIdx.y) * kBlockRows +
                           static_cast<int32_t>(threadIdx.x) / kWarp * kRows + half * 8 + lane / 4;
-    rows[half] = place >= call.rows ? -1 : call.row_list == nullptr ? place : call.row_list[place];
+    listed[half] = place >= call.rows         ? -1
+                   : call.row_list == nullptr ? place
+                                              : call.row_list[place];
   }
   WaitForEarlier();
-  if (!__any_sync(~0u, rows[0] >= 0 || rows[1] >= 0)) return;
-  const bool has_factor = it.weights.data != nullptr;
-  const bool has_base = part.accumulate || part.base != nullptr;
-  // The lane's rows of the base and of y, or null.
-  const float* bases_at[2];
-  float* y_at[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    y_at[half] = rows[half] < 0 ? nullptr : part.y + rows[half] * part.y_stride;
-    bases_at[half] = rows[half] < 0 || !has_base ? nullptr
-                     : part.accumulate           ? y_at[half]
-                                                 : part.base + rows[half] * part.base_stride;
-  }
-  const Source source_of(part);
+  if (!__any_sync(~0u, listed[0] >= 0 || listed[1] >= 0)) return;
+  const Rows rows(part, listed);
   const bool is_whole =
       (call.x_stride | part.x_column) % 4 == 0 && reinterpret_cast<uintptr_t>(call.x) % 16 == 0;
+  const bool has_factor = it.weights.data != nullptr;
   const int inputs = has_factor ? it.weights.k : 0;
   Terms x[kPieces];
   const auto load = [&](int first) {
@@ -181,13 +228,12 @@ __global__ void __launch_bounds__(kThreads, kShort ? 4 : 3)
         return row < 0 || at >= inputs ? nullptr
                                        : call.x + row * call.x_stride + part.x_column + at;
       };
-      x[piece].Load(input(rows[0]), input(rows[1]), is_whole, inputs - at);
+      x[piece].Load(input(listed[0]), input(listed[1]), is_whole, inputs - at);
     }
   };
   if (kShort && has_factor) load(0);
 #pragma unroll 1
   for (int n = first_output; n < min(first_output + call.outputs, part.n); n += kOutputs) {
-    const int own = n + lane % 4 * 4;  // The lane's first output.
     // All that these outputs need is under way before the first product.
     Factor factor[kPieces];
     const auto load_factor = [&](int first) {
@@ -198,17 +244,7 @@ __global__ void __launch_bounds__(kThreads, kShort ? 4 : 3)
     };
     if (has_factor) load_factor(0);
     float4 bases[kQuads][2] = {};
-#pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
-      const int32_t output = own + quad * 16;
-      if (output >= part.n) continue;
-      const int32_t source = source_of(output);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (bases_at[half] == nullptr) continue;
-        bases[quad][half] = *reinterpret_cast<const float4*>(bases_at[half] + source);
-      }
-    }
+    rows.LoadBases(n + lane % 4 * 4, bases);
     Sums sums;
 #pragma unroll 1
     for (int first = 0; first < inputs; first += kKept) {
@@ -217,21 +253,7 @@ __global__ void __launch_bounds__(kThreads, kShort ? 4 : 3)
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) sums.Add(x[piece], factor[piece]);
     }
-#pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
-      const int32_t output = own + quad * 16;
-      if (output >= part.n) continue;
-      float4 bias = {};
-      if (part.bias != nullptr) bias = *reinterpret_cast<const float4*>(part.bias + output);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (y_at[half] == nullptr) continue;
-        const float(&s)[4] = sums.of[quad][half];
-        float4 y = bases[quad][half];
-        if (has_factor) y = y + (float4{s[0], s[1], s[2], s[3]} + bias);
-        *reinterpret_cast<float4*>(y_at[half] + output) = y;
-      }
-    }
+    rows.Store(n + lane % 4 * 4, bases, sums, has_factor);
   }
 }
 
