@@ -2,7 +2,8 @@
 
     python3 tests/bench/gpu/anchors.py
 
-Needs PyTorch with CUDA; flash-linear-attention (package `fla`) is measured when it is installed.
+Needs PyTorch with CUDA; flash-linear-attention is measured when it is installed (packages
+`flash-linear-attention`, `fla-core` and `einops`, all of them Python alone).
 Times are medians of replays of a CUDA graph of several launches. SDPA has no paged decode: its keys
 and values lie in one piece, which flatters it.
 """
@@ -89,17 +90,33 @@ def product(rows, n, k):
     return median_us(run)
 
 
-def gated_delta(batch, length, heads, dim):
+def gated_delta(batch, length, query_heads, heads, dim, whole):
+    """fla's chunked rule in bf16; `whole`: with what gpu_mixer_bench's operation has beside it, the
+    short convolutions and the gated norm. None where fla is not installed."""
     try:
+        from fla.modules import FusedRMSNormGated, ShortConvolution
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
     except ImportError:
         return None
-    q, k, v = (random(batch, length, heads, dim) for _ in range(3))
+    inputs = [random(batch, length, n * dim) for n in (query_heads, query_heads, heads)]
     gate = -torch.rand(batch, length, heads, device="cuda")
     beta = torch.rand(batch, length, heads, device="cuda").bfloat16()
-    return median_us(
-        lambda: chunk_gated_delta_rule(q, k, v, gate, beta, use_qk_l2norm_in_kernel=True)
-    )
+    z = random(batch, length, heads, dim)
+    convolutions = [
+        ShortConvolution(x.shape[-1], 4, activation="silu").cuda().bfloat16() for x in inputs
+    ]
+    norm = FusedRMSNormGated(dim).cuda().bfloat16()
+
+    def run():
+        parts = [c(x)[0] for c, x in zip(convolutions, inputs)] if whole else inputs
+        q, k, v = (x.view(batch, length, -1, dim) for x in parts)
+        out = chunk_gated_delta_rule(
+            q, k, v, gate, beta, use_qk_l2norm_in_kernel=True, output_final_state=True
+        )[0]
+        return norm(out, z) if whole else out
+
+    with torch.no_grad():
+        return median_us(run)
 
 
 def main():
@@ -135,10 +152,20 @@ def main():
             took = product(rows, n, k)
             rate = f"{2 * n * k / took / 1e3:.0f} GB/s, {2 * rows * n * k / took / 1e6:.0f} TFLOP/s"
             print(f"| product bf16 | {rows} x {k} x {n} | {took:.1f} | {rate} | cuBLAS |")
-    for batch, length in [(4, 8192), (1, 32768)]:
-        took = gated_delta(batch, length, 32, 128)
+    for batch, length, query_heads, whole in [
+        (4, 8192, 16, False),
+        (4, 8192, 32, False),
+        (4, 8192, 32, True),
+        (1, 32768, 16, False),
+        (1, 32768, 32, False),
+        (1, 32768, 32, True),
+        (1, 2048, 32, False),
+    ]:
+        took = gated_delta(batch, length, query_heads, 32, 128, whole)
         text = "fla is not installed" if took is None else f"{took:.0f}"
-        print(f"| gated delta prefill | {batch} x {length}, 32 x 128 | {text} | | fla |")
+        with_all = ", with convolutions, norm and gate" if whole else ""
+        shape = f"{batch} x {length}, {query_heads}/32 x 128"
+        print(f"| gated delta prefill{with_all} | {shape} | {text} | | fla |")
 
 
 if __name__ == "__main__":
