@@ -15,7 +15,8 @@
 //              takes no bias. A part has a base or accumulates, not both.
 // Determinism  bitwise repeatable; rows independent; the bits of a row do not depend on the number
 //              of rows, threads or the instruction set (all with FMA); on a device they do where
-//              more than 64 rows go to its tensor cores, as products do. Workspace: none.
+//              more than 64 rows go to its tensor cores, as products do, and inputs then have 16
+//              bits. Workspace: none.
 // Launch       cpu: one fork for all parts; units of (row block, panel) split statically.
 // Errors       INVALID_ARGUMENT for a broken limit, before anything is written.
 // Source       Hu et al. 2021 (arXiv 2106.09685).
