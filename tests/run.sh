@@ -131,7 +131,7 @@ tsan_tests() {
 }
 
 run_tsan() {
-  build tsan all || return
+  build tsan engine_tests morph_tests text_tests kernels_tests stream_tests || return
   in_pairs tsan_tests engine morph text kernels stream
 }
 
