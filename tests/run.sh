@@ -131,8 +131,9 @@ tsan_tests() {
 }
 
 run_tsan() {
-  build tsan engine_tests morph_tests text_tests kernels_tests stream_tests || return
-  in_pairs tsan_tests engine morph text kernels stream
+  local names=(engine morph text kernels stream)
+  build tsan "${names[@]/%/_tests}" || return
+  in_pairs tsan_tests "${names[@]}"
 }
 
 run_python() {

